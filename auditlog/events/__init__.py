@@ -1,0 +1,1 @@
+"""What happened: the models of an event, and its form as one line."""

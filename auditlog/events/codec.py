@@ -1,0 +1,293 @@
+"""Event <-> one line of the log.
+
+A line is encoded in two parts around `event_ts`, which the writer assigns while it holds the
+append lock: everything costly, and all code of users, runs before that.
+
+Encoding is optimistic. orjson writes what it is given; only where it refuses a value, or where
+its output may hide one that must be refused (a NaN becomes `null`, a deep nesting is many
+brackets), the data is walked value by value (values.canonical), which names the culprit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+from pydantic.config import with_config
+from typing_extensions import TypedDict  # pydantic brings it, and takes no other before 3.12
+
+from ..errors import InvalidEvent
+from .limit import fit
+from .model import PAYLOADS, Event, EventData, Session
+from .payloads import Model, invalid
+from .values import MAX_DEPTH, canonical, plain
+
+DEFAULT_MAX_LINE_BYTES = 1 << 20
+MAX_LINE_BYTES = 16 << 20
+TS_DIGITS = 13  # of a time in milliseconds, until the year 2286
+
+_OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
+_event_type = re.compile("[a-z][a-z0-9_]*").fullmatch
+_scalars = frozenset({str, bool, int})
+_rank = {name: rank for rank, name in enumerate(PAYLOADS) if name != "audit"}
+
+Dump = Callable[[object], bytes]
+
+
+Encoded = tuple[bytes, int, bytes]
+"""A line without its time: what precedes it, `event_ts` (0: assigned by the writer), the rest."""
+
+
+def line_at(encoded: Encoded, now_ms: int) -> bytes:
+    """The whole line, at `now_ms` (milliseconds since the epoch) unless it has its own time."""
+    head, event_ts, tail = encoded
+    return b"%b%d%b" % (head, event_ts or now_ms, tail)
+
+
+def encode(
+    event_type: str,
+    resource_type: str,
+    resource_id: str,
+    data: Mapping[str, object],
+    session: bytes,
+    *,
+    event_ts: int = 0,
+    extra: Mapping[str, object] | None = None,
+    max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
+) -> Encoded:
+    """Encode an event whose details are `data` (without the session) and an encoded session.
+
+    `extra` are unknown top-level keys of an event that was read. A line over `max_line_bytes`
+    has its longest strings cut (see limit.fit). Raises InvalidEvent, with the path of the field.
+    """
+    if type(event_ts) is not int or event_ts < 0:
+        raise InvalidEvent("event_ts", "must be milliseconds since the epoch")
+    if "session" in data:
+        raise InvalidEvent("event_data.session", "is the bound session, no field of the event's details")
+    try:
+        head = _head(event_type, resource_type, resource_id)
+        members = _members(data, _quick)
+        more = _quick(extra) if extra else b""
+        tail = _tail(members, session, more)
+    except (TypeError, InvalidEvent, _Doubtful):
+        head = _head(
+            _text("event_type", event_type),
+            _text("resource_type", resource_type),
+            _text("resource_id", resource_id),
+        )
+        data = _checked(data, "event_data")
+        members = _members(data, _sorted_dump)
+        more = _sorted_dump(_checked(extra, "event")) if extra else b""
+        tail = _tail(members, session, more)
+    excess = len(head) + TS_DIGITS + len(tail) - max_line_bytes
+    if excess > 0:
+
+        def encode_tail(cut: Mapping[str, object]) -> bytes:
+            return _tail(_members(cut, _sorted_dump), session, more)
+
+        tail = fit(_checked(data, "event_data"), len(tail) - excess, encode_tail)
+    return head, event_ts, tail
+
+
+def encode_event(event: Event, session: bytes, max_line_bytes: int = DEFAULT_MAX_LINE_BYTES) -> Encoded:
+    """Encode an Event; `session` (encoded) is used where the event brings none of its own."""
+    details = event.event_data
+    data = {name: value for name, value in details.__dict__.items() if value is not None}
+    data.pop("session", None)
+    if details.session is not None:
+        session = encode_session(details.session)
+    return encode(
+        event.event_type,
+        event.resource_type,
+        event.resource_id,
+        data | (details.model_extra or {}),
+        session,
+        event_ts=event.event_ts,
+        extra=event.model_extra,
+        max_line_bytes=max_line_bytes,
+    )
+
+
+def encode_session(session: Session) -> bytes:
+    """The session as it stands in a line, to be encoded once and used for many events."""
+    fields = _checked({"session": session}, "event_data")["session"]
+    return _escape(orjson.dumps(_modelled(Session, fields, _sorted_dump)))
+
+
+def decode(line: bytes) -> Event:
+    """The typed event of a stored line, whichever of Omni's formats it has.
+
+    Raises ValueError, with the reason, where the line is no event.
+    """
+    try:
+        event = Event.model_validate_json(line)
+    except ValidationError as error:
+        decode_record(line)  # broken JSON is the better reason, where it is the reason
+        raise ValueError(str(invalid("event", error))) from None
+    if event.event_data.session is None and event.event_data.model_extra:
+        return _with_flat_session(event)
+    return event
+
+
+def decode_record(line: bytes) -> dict[str, Any]:
+    """The plain dict of a stored line. Raises ValueError, with the reason, where it is none."""
+    record = orjson.loads(line)
+    if type(record) is not dict:
+        raise ValueError("the line is no JSON object")
+    return record
+
+
+def session_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The session of a decoded record, as a mapping; in Omni's oldest format it had no key."""
+    data = record.get("event_data")
+    if not isinstance(data, dict):
+        return {}
+    session = data.get("session", data)
+    return session if isinstance(session, dict) else {}
+
+
+def _with_flat_session(event: Event) -> Event:
+    extra = event.event_data.model_extra or {}
+    flat = {name: extra[name] for name in Session.model_fields if name in extra}
+    try:
+        session = Session.model_validate(flat) if flat else None
+    except ValidationError:  # somebody's own fields by the same names
+        return event
+    own = {name: value for name, value in extra.items() if name not in flat}
+    known = {name: value for name, value in event.event_data if name not in extra}
+    data = EventData.model_construct(**known | own | {"session": session})
+    return event.model_copy(update={"event_data": data})
+
+
+@lru_cache(maxsize=1024)
+def _kind(event_type: str, resource_type: str) -> bytes:
+    """The start of a line, which few combinations of types share."""
+    if not isinstance(resource_type, str):
+        raise TypeError("resource_type")
+    if not _event_type(event_type):
+        raise InvalidEvent("event_type", "must be lower-case letters, digits and _, as in k8s_access")
+    head = b'{"event_type":"%b"' % event_type.encode()
+    if resource_type:
+        head += b',"resource_type":' + _escape(orjson.dumps(resource_type))
+    return head
+
+
+def _head(event_type: str, resource_type: str, resource_id: str) -> bytes:
+    if not isinstance(resource_id, str):
+        raise TypeError("resource_id")
+    head = _kind(event_type, resource_type)
+    if resource_id:
+        return head + b',"resource_id":%b,"event_ts":' % _escape(orjson.dumps(resource_id))
+    return head + b',"event_ts":'
+
+
+def _tail(members: Mapping[str, object], session: bytes, more: bytes) -> bytes:
+    details = orjson.dumps(members)[:-1] + b"," if members else b"{"
+    rest = b"," + more[1:] if more else b"}"
+    return _escape(b',"event_data":%b"session":%b}%b\n' % (details, session, rest))
+
+
+def _members(data: Mapping[str, Any], dump: Dump) -> dict[str, object]:
+    """The fields of `data` in their order in a line, each ready to be dumped."""
+    members: dict[str, object] = {}
+    for name in sorted(data, key=_order) if len(data) > 1 else data:
+        value = data[name]
+        model = PAYLOADS.get(name)
+        if model is None:
+            members[name] = orjson.Fragment(dump(value))
+        elif value is not None:
+            try:
+                members[name] = _modelled(model, value, dump)
+            except ValidationError as error:
+                raise invalid(f"event_data.{name}", error) from None
+    return members
+
+
+def _checked(data: Mapping[str, object], path: str) -> dict[str, Any]:
+    """`data` as plain JSON values, each of them walked; the first that is none is named."""
+    return {
+        name: canonical(_fields_of(value) if isinstance(value, Model) else value, f"{path}.{name}")
+        for name, value in data.items()
+    }
+
+
+def _order(name: str) -> tuple[int, str]:
+    return _rank.get(name, len(_rank)), name
+
+
+def _text(path: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidEvent(path, "must be a string")
+    return str(canonical(value, path))
+
+
+class _Shape(NamedTuple):
+    """What the write path needs of a model: a TypedDict validator takes a third of its time."""
+
+    validate: Callable[[object], dict[str, Any]]
+    names: frozenset[str]
+    messages: frozenset[str]
+
+
+@cache
+def _shape(model: type[Model]) -> _Shape:
+    fields = model.model_fields
+    annotations: dict[str, Any] = {name: field.annotation for name, field in fields.items()}
+    typed = with_config(extra="allow", strict=True)(
+        TypedDict(model.__name__, annotations, total=False)  # type: ignore[operator]
+    )
+    return _Shape(
+        TypeAdapter(typed).validator.validate_python,
+        frozenset(fields),
+        frozenset(name for name, field in fields.items() if field.default is None),
+    )
+
+
+def _modelled(model: type[Model], value: object, dump: Dump) -> dict[str, object]:
+    """A modelled value's fields in order, the empty ones left out, unknown ones sorted behind."""
+    shape = _shape(model)
+    if type(value) is model:  # a pydantic model's isinstance is slow
+        value = _fields_of(value)
+    kept: dict[str, object] = {}
+    for name, field in shape.validate(value).items():
+        if field:
+            kept[name] = field if type(field) in _scalars else orjson.Fragment(dump(field))
+        elif name not in shape.names or (field is not None and name in shape.messages):
+            kept[name] = field
+    if not shape.names.issuperset(kept):
+        for name in sorted(kept.keys() - shape.names):
+            kept[name] = kept.pop(name)
+    return kept
+
+
+def _fields_of(value: Model) -> dict[str, Any]:
+    return value.__dict__ | (value.model_extra or {})
+
+
+class _Doubtful(Exception):
+    """The output may hide a value that must be refused."""
+
+
+def _quick(value: object) -> bytes:
+    encoded = orjson.dumps(value, plain, _OPTIONS)
+    if b"null" in encoded:
+        raise _Doubtful
+    if len(encoded) > MAX_DEPTH and encoded.count(b"{") + encoded.count(b"[") > MAX_DEPTH:
+        raise _Doubtful
+    return encoded
+
+
+def _sorted_dump(value: object) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def _escape(encoded: bytes) -> bytes:
+    """What Go's encoding/json escapes beyond JSON's own rules; outside strings these never stand."""
+    encoded = encoded.replace(b"<", b"\\u003c").replace(b">", b"\\u003e").replace(b"&", b"\\u0026")
+    if encoded.isascii():
+        return encoded
+    return encoded.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")

@@ -1,0 +1,327 @@
+"""AuditLogger: what a control plane imports."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Literal, Self
+
+from .background import Periodic, RetentionStatus, SweepJob
+from .capture.session import bind, bound
+from .errors import DirectoryError, InvalidEvent, InvalidSetting, SyncFailed
+from .events.codec import (
+    DEFAULT_MAX_LINE_BYTES,
+    MAX_LINE_BYTES,
+    Encoded,
+    encode,
+    encode_event,
+    encode_session,
+)
+from .events.model import Event, Session
+from .storage.days import Clock, SystemClock, load_zone
+from .storage.files import Files
+from .storage.layout import Position
+from .storage.retention import Retention, RetentionSweeper
+from .storage.writer import Writer
+
+MIN_LINE_BYTES = 4096
+_DAY_MS = 86_400_000
+
+
+class AuditLogger:
+    """Writes events to the day files of a directory, from any number of threads and processes.
+
+    A write method that has returned a Position has handed the whole line to the kernel: the
+    process may then be killed. What a power loss may cost is the choice of `fsync`.
+
+    directory: where the day files are; it is created if it is missing (mode 0700). With "" or
+        None the logger is disabled: every write is checked by nobody and returns None.
+    fsync: "always": a write returns when its line is on the disk; threads that wait together
+        share one sync. "interval" (default): synced every `fsync_interval` (seconds or a
+        timedelta, default 1.0), so that a power loss costs at most that much. "never": when the
+        kernel sees fit.
+    retention: what the background sweeper keeps (default: 30 days, today included); None: no
+        sweeper.
+    timezone: whose midnight ends a day (default "UTC"): an IANA name, or "local". The first
+        writer of a directory decides it for good.
+    max_line_bytes: the longest line, 4096 to 16 MiB (default 1 MiB). A longer event is cut,
+        visibly (docs/format.md).
+    lock_timeout: how long (seconds or a timedelta, default 10) a write waits for other writers
+        before it raises LockTimeout.
+    internal_agent: the user agent of events that are written while no session is bound.
+
+    Raises DirectoryError where the directory cannot be used, and InvalidSetting for an option
+    that makes no sense. A write raises InvalidEvent (nothing is written), WriteFailed (not
+    acknowledged: the action must not go on) or LoggerClosed.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | None,
+        *,
+        fsync: Literal["always", "interval", "never"] = "interval",
+        fsync_interval: float | timedelta = 1.0,
+        retention: Retention | None = Retention(),  # noqa: B008 - immutable
+        timezone: str = "UTC",
+        max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
+        lock_timeout: float | timedelta = 10.0,
+        internal_agent: str = "Omni-Internal-Agent",
+        clock: Clock | None = None,
+        files: Files | None = None,
+    ) -> None:
+        if fsync not in ("always", "interval", "never"):
+            raise InvalidSetting("fsync", fsync, 'must be "always", "interval" or "never"')
+        if type(max_line_bytes) is not int or not MIN_LINE_BYTES <= max_line_bytes <= MAX_LINE_BYTES:
+            reason = f"must be a number of bytes from {MIN_LINE_BYTES} to {MAX_LINE_BYTES}"
+            raise InvalidSetting("max_line_bytes", max_line_bytes, reason)
+        if not isinstance(retention, Retention | None):
+            raise InvalidSetting("retention", retention, "must be a Retention, or None for no sweeper")
+        self._fsync = fsync
+        self._fsync_interval = _seconds("fsync_interval", fsync_interval)
+        self._lock_timeout = _seconds("lock_timeout", lock_timeout)
+        self._max_line_bytes = max_line_bytes
+        self._retention = retention
+        self._internal = encode_session(Session(user_agent=internal_agent))
+        self._zone_name, self._zone = load_zone(timezone)
+        self._clock = clock or SystemClock()
+        self._files = files or Files()
+        self._sweep: SweepJob | None = None
+        self._background: list[Periodic] = []
+        self._writer: Writer | None = None
+        if directory is None or os.fspath(directory) == "":
+            return
+        self._path = os.path.abspath(directory)
+        self._writer = Writer(
+            self._path,
+            self._zone,
+            self._clock,
+            self._files,
+            lock_timeout=self._lock_timeout,
+            synced=fsync != "never",
+            forked=self._start_background,
+        )
+        try:
+            self._agree_on_zone(self._writer)
+            self._start_background()
+        except BaseException:
+            self._writer.close()
+            raise
+
+    @property
+    def enabled(self) -> bool:
+        """False where no directory was given: every write is then a no-op that returns None."""
+        return self._writer is not None
+
+    def session(self, session: Session) -> bind:
+        """Bind a session for the length of a `with` block: events in it are that session's."""
+        return bind(session)
+
+    # ------------------------------------------------------------------ what happened
+
+    def create(self, resource_type: str, resource_id: str = "", **data: object) -> Position | None:
+        """Record that a resource was created.
+
+        `data`: the event's details, a typed payload (`cluster={"id": ...}`, a dict or a model)
+        or fields of your own. Who did it is the session that is bound. Returns the position of
+        the line. For what is raised see the class.
+        """
+        return self._record("create", resource_type, resource_id, data)
+
+    def update(self, resource_type: str, resource_id: str = "", **data: object) -> Position | None:
+        """Record that a resource was updated. Arguments as in `create`."""
+        return self._record("update", resource_type, resource_id, data)
+
+    def update_with_conflicts(
+        self, resource_type: str, resource_id: str = "", **data: object
+    ) -> Position | None:
+        """Record an update that resolved conflicts. Arguments as in `create`."""
+        return self._record("update_with_conflicts", resource_type, resource_id, data)
+
+    def teardown(self, resource_type: str, resource_id: str = "", **data: object) -> Position | None:
+        """Record that a resource is about to be destroyed. Arguments as in `create`."""
+        return self._record("teardown", resource_type, resource_id, data)
+
+    def destroy(self, resource_type: str, resource_id: str = "", **data: object) -> Position | None:
+        """Record that a resource was destroyed. Arguments as in `create`."""
+        return self._record("destroy", resource_type, resource_id, data)
+
+    def k8s_access(
+        self,
+        *,
+        full_method_name: str = "",
+        command: str = "",
+        body: str = "",
+        kube_session: str = "",
+        cluster_name: str = "",
+        cluster_uuid: str = "",
+        **data: object,
+    ) -> Position | None:
+        """Record an access to the Kubernetes API of a cluster; `data` as in `create`."""
+        access = {
+            "full_method_name": full_method_name,
+            "command": command,
+            "body": body,
+            "kube_session": kube_session,
+            "cluster_name": cluster_name,
+            "cluster_uuid": cluster_uuid,
+        }
+        return self._record("k8s_access", "", "", {"k8s_access": access, **data})
+
+    def talos_access(
+        self,
+        *,
+        full_method_name: str = "",
+        cluster_name: str = "",
+        machine_ip: str = "",
+        **data: object,
+    ) -> Position | None:
+        """Record a call of the Talos API; `data` as in `create`."""
+        access = {
+            "full_method_name": full_method_name,
+            "cluster_name": cluster_name,
+            "machine_ip": machine_ip,
+        }
+        return self._record("talos_access", "", "", {"talos_access": access, **data})
+
+    def write(self, event: Event) -> Position | None:
+        """Write an event of any type. Its own session and `event_ts`, if it has any, are kept."""
+        positions = self.write_many((event,))
+        return positions[0] if positions else None
+
+    async def awrite(self, event: Event) -> Position | None:
+        """`write`, without blocking the event loop. When cancelled, the event may still be written."""
+        import asyncio  # slow to import, and a server without it needs it never
+
+        return await asyncio.to_thread(self.write, event)
+
+    def write_many(self, events: Iterable[Event]) -> list[Position]:
+        """Write several events together, to one day, all checked before the first is written.
+
+        Returns their positions in the order given. A WriteFailed names those that are whole in
+        the file in its `positions`.
+        """
+        writer = self._writer
+        if writer is None:
+            return []
+        session = self._bound_session()
+        latest = self._clock.time_ns() // 1_000_000 + _DAY_MS
+        encoded = []
+        for event in events:
+            if not isinstance(event, Event):
+                raise InvalidEvent("event", f"must be an Event, not {type(event).__name__}")
+            if event.event_ts > latest:
+                raise InvalidEvent("event_ts", "is more than a day ahead of the clock")
+            encoded.append(encode_event(event, session, self._max_line_bytes))
+        return self._append(writer, encoded) if encoded else []
+
+    def _record(
+        self,
+        event_type: str,
+        resource_type: str,
+        resource_id: str,
+        data: dict[str, object],
+    ) -> Position | None:
+        writer = self._writer
+        if writer is None:
+            return None
+        event = encode(
+            event_type,
+            resource_type,
+            resource_id,
+            data,
+            self._bound_session(),
+            max_line_bytes=self._max_line_bytes,
+        )
+        return self._append(writer, (event,))[0]
+
+    def _bound_session(self) -> bytes:
+        here = bound()
+        return self._internal if here is None else here.encoded
+
+    def _append(self, writer: Writer, events: Sequence[Encoded]) -> list[Position]:
+        positions = writer.append(events)
+        if self._fsync == "always":
+            try:
+                writer.group.sync()
+            except SyncFailed as error:
+                raise SyncFailed(error.path, error.reason, tuple(positions)) from None
+        return positions
+
+    # ------------------------------------------------------------------ what is on the disk
+
+    def durable_through(self) -> Position | None:
+        """The newest line of this process that is on the disk together with all lines before it.
+
+        None before the first sync. It never moves past a batch whose sync failed.
+        """
+        return self._writer.group.durable if self._writer else None
+
+    def flush(self) -> None:
+        """Return when everything written so far is on the disk (with fsync="never": at once).
+
+        Raises SyncFailed where that is not certain.
+        """
+        if self._writer is not None and self._fsync != "never" and not self._writer.closed:
+            self._writer.group.sync()
+
+    def close(self) -> None:
+        """Flush, stop the background threads and close all files. A second call does nothing."""
+        if self._writer is None or self._writer.closed:
+            return
+        for job in self._background:
+            job.stop()
+        try:
+            self.flush()
+        finally:
+            self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ the directory
+
+    def retention_status(self) -> RetentionStatus:
+        """What the background sweeper did last, and whether it is well."""
+        return self._sweep.status if self._sweep else RetentionStatus()
+
+    def _agree_on_zone(self, writer: Writer) -> None:
+        with writer.locked() as directory:
+            recorded = directory.read_state().timezone
+            if recorded is None:
+                directory.update_state(timezone=self._zone_name)
+            elif recorded != self._zone_name:
+                raise DirectoryError(
+                    self._path,
+                    f"its days are those of the zone {recorded}, not {self._zone_name}",
+                    f'pass timezone="{recorded}", or use another directory',
+                )
+
+    def _start_background(self) -> None:
+        self._background = []
+        if self._fsync == "interval":
+            self._background.append(Periodic("auditlog-sync", self._sync))
+        if self._retention is not None:
+            sweeper = RetentionSweeper(
+                self._path,
+                self._retention,
+                lock_timeout=self._lock_timeout,
+                clock=self._clock,
+                files=self._files,
+            )
+            self._sweep = SweepJob(sweeper, self._zone, self._clock)
+            self._background.append(Periodic("auditlog-sweep", self._sweep.run))
+
+    def _sync(self) -> float:
+        self.flush()
+        return self._fsync_interval
+
+
+def _seconds(setting: str, value: float | timedelta) -> float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e6:
+        raise InvalidSetting(setting, value, "must be a positive number of seconds, or a timedelta")
+    return float(seconds)

@@ -1,0 +1,1 @@
+"""Which entries: ranges of time, filters, and the reader that applies them."""

@@ -1,0 +1,152 @@
+"""Reading a range of the log, in order, in constant memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from datetime import date
+from itertools import islice
+
+from ..errors import CorruptEntry, InvalidSetting, PositionExpired, PositionInvalid
+from ..storage.days import load_zone
+from ..storage.directory import Directory
+from ..storage.entry import RAW_BYTES, CorruptLine, Entry
+from ..storage.files import Files
+from ..storage.layout import Position
+from ..storage.lines import backwards, forwards, line_length, starts_line
+from .filters import Filter
+from .timespec import Bound, Range, parse_range
+
+log = logging.getLogger("auditlog")
+
+
+class AuditReader:
+    """Reads the entries of an audit log directory, whoever wrote it, Omni too.
+
+    `on_corrupt` is called with a CorruptLine for each damaged line that a read meets; the
+    default logs a warning. Damage never stops a read and never shows as an entry. Reading needs
+    no lock and no right to write, and never waits for a writer.
+
+    Raises DirectoryError where there is no directory to read.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        on_corrupt: Callable[[CorruptLine], None] | None = None,
+        files: Files | None = None,
+    ) -> None:
+        self._path = os.path.abspath(directory)
+        self._files = files or Files()
+        self._on_corrupt = on_corrupt or self._warn
+        self._directory().close()
+
+    def _directory(self) -> Directory:
+        return Directory(self._path, self._files)
+
+    def read(
+        self,
+        start: Bound = None,
+        end: Bound = None,
+        *,
+        where: Filter | None = None,
+        newest_first: bool = False,
+        limit: int | None = None,
+        after: Position | None = None,
+        strict: bool = False,
+    ) -> Iterator[Entry]:
+        """Give the entries from `start` to `end` in the order of the log.
+
+        `start` and `end`: a `date` or `"YYYY-MM-DD"` means the whole day, and both days are
+        included; an aware `datetime` means an instant, decided by `event_ts`, the start included
+        and the end not. The default is all that is retained. `where` chooses entries, `limit`
+        ends the read after so many. `after` resumes right behind the entry at that position
+        (with `newest_first`: right before it). `strict` decodes every entry and reports those
+        that are no events, instead of leaving that to `entry.event`.
+
+        What is wrong with the arguments is raised by the call itself, before the first entry:
+        InvalidRange, InvalidSetting, PositionExpired, PositionInvalid or DirectoryError.
+        """
+        if limit is not None and (type(limit) is not int or limit < 0):
+            raise InvalidSetting("limit", limit, "must be a number of entries, or None")
+        with self._directory() as directory:
+            zone = load_zone(directory.read_state().timezone or "UTC")[1]
+            span = parse_range(start, end, zone)
+            days = directory.days()
+            offset = None if after is None else self._resume(directory, days, after, newest_first)
+        entries = self._entries(days, span, after, offset, newest_first)
+        if span.by_time or where is not None or strict:
+            entries = self._chosen(entries, span, where, strict)
+        return entries if limit is None else islice(entries, limit)
+
+    def _resume(
+        self, directory: Directory, days: list[date], after: Position, newest_first: bool
+    ) -> int | None:
+        """The offset in the position's day at which the read goes on, once that is checked."""
+        if not isinstance(after, Position):
+            raise InvalidSetting("after", after, "must be a Position; Position.parse reads its text")
+        if after == Position.START:
+            return None
+        fd = directory.open_day(after.day)
+        if fd is None:
+            if days and after.day > days[-1]:
+                raise PositionInvalid(after, "the log does not reach that far")
+            raise PositionExpired(after, "its day is gone")
+        try:
+            if not starts_line(fd, after.offset):
+                raise PositionInvalid(after, "no line starts there")
+            return after.offset if newest_first else after.offset + line_length(fd, after.offset)
+        finally:
+            self._files.close(fd)
+
+    def _entries(
+        self,
+        days: list[date],
+        span: Range,
+        after: Position | None,
+        offset: int | None,
+        newest_first: bool,
+    ) -> Iterator[Entry]:
+        newest = days[-1] if days else None
+        with self._directory() as directory:
+            for day in reversed(days) if newest_first else days:
+                if not span.first <= day <= span.last:
+                    continue
+                if after is not None and (day > after.day if newest_first else day < after.day):
+                    continue
+                fd = directory.open_day(day)
+                if fd is None:
+                    continue  # swept since, or no file of ours
+                here = offset if after is not None and day == after.day else None
+                if newest_first:
+                    yield from backwards(fd, day, here, day == newest, self._on_corrupt)
+                else:
+                    yield from forwards(fd, day, here or 0, day == newest, self._on_corrupt)
+
+    def _chosen(
+        self, entries: Iterator[Entry], span: Range, where: Filter | None, strict: bool
+    ) -> Iterator[Entry]:
+        for entry in entries:
+            try:
+                record = entry.record
+                if strict:
+                    entry.event  # noqa: B018 - decoded, to see whether it can be
+            except CorruptEntry as error:
+                line = entry.line
+                self._on_corrupt(CorruptLine(entry.position, line[:RAW_BYTES], len(line), error.reason))
+                continue
+            if span.by_time and not span.covers(record.get("event_ts", 0)):
+                continue
+            if where is None or where.matches(record):
+                yield entry
+
+    def _warn(self, line: CorruptLine) -> None:
+        log.warning(
+            "%s: the line at %s (%d bytes) is damaged and was left out: %s",
+            self._path,
+            line.position,
+            line.length,
+            line.reason,
+        )

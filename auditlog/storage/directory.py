@@ -1,0 +1,155 @@
+"""An audit log directory: opening it safely, its day files, and what it remembers."""
+
+from __future__ import annotations
+
+import os
+import stat
+from datetime import date
+from typing import Any, Self
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..errors import DirectoryError
+from .files import Files
+from .layout import STATE_DIRECTORY, STATE_FILE, day_file_name, parse_day_file_name
+
+_STATE_BYTES = 1 << 16  # far more than we ever write there
+
+
+class State(BaseModel):
+    """What a directory remembers beside its day files (`.auditlog/state`, JSON).
+
+    `timezone`: the zone in which its first writer began days. `swept_through`: the newest day
+    that a sweep has removed.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    timezone: str | None = None
+    swept_through: date | None = None
+
+
+class Directory:
+    """An open audit log directory. Names are looked up below its descriptor, never by path.
+
+    `create` makes a missing directory (mode 0700) and checks that we may write into it; a reader
+    needs no more than read permission. Raises DirectoryError, which names path and remedy.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], files: Files, *, create: bool = False) -> None:
+        self.path = os.path.abspath(path)
+        self._files = files
+        try:
+            if create:
+                files.make_directory(self.path)
+            self.fd = files.open_directory(self.path)
+        except OSError as error:
+            raise self._refusal(error) from error
+        if not create:
+            return
+        try:
+            owner = files.stat(self.fd).st_uid
+            if owner != os.geteuid():
+                raise DirectoryError(
+                    self.path,
+                    f"it belongs to user {owner}, not to user {os.geteuid()} that wants to write",
+                    "give it to the writing user with chown, or run as its owner",
+                )
+            try:
+                files.close(files.open_subdirectory(self.fd, STATE_DIRECTORY))
+            except OSError as error:
+                raise self._refusal(error) from error
+        except DirectoryError:
+            self.close()
+            raise
+
+    def _refusal(self, error: OSError) -> DirectoryError:
+        reason = (error.strerror or str(error)).lower()
+        remedies: dict[type[OSError], str] = {
+            FileNotFoundError: "create it, or correct the path",
+            NotADirectoryError: "name a directory, not a file",
+            PermissionError: "give this user the right to read and write there",
+        }
+        remedy = remedies.get(type(error), "check the path and the file system")
+        return DirectoryError(self.path, reason, remedy)
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        self._files.close(self.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def days(self) -> list[date]:
+        """The days that have a file, oldest first. Stray names are passed over."""
+        days = (parse_day_file_name(name) for name in self._files.names(self.fd))
+        return sorted(day for day in days if day is not None)
+
+    def stat_day(self, day: date) -> os.stat_result | None:
+        """The stat of what stands in a day file's place, links not followed; None if nothing."""
+        try:
+            return os.stat(day_file_name(day), dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def open_day(self, day: date) -> int | None:
+        """Open a day file for reading. None where it is gone, or is no regular file."""
+        try:
+            fd = self._files.open_read(self.fd, day_file_name(day))
+        except FileNotFoundError:
+            return None
+        except OSError:
+            found = self.stat_day(day)
+            if found is not None and not stat.S_ISREG(found.st_mode):
+                return None  # a link (ELOOP) or a socket (ENXIO)
+            raise
+        if stat.S_ISREG(self._files.stat(fd).st_mode):
+            return fd
+        self._files.close(fd)
+        return None
+
+    def read_state(self) -> State:
+        """What the directory remembers; nothing, where no writer was here yet."""
+        try:
+            content = self._read_state_file()
+        except FileNotFoundError:
+            return State()
+        except OSError as error:
+            raise self._bad_state(f"cannot be read ({error.strerror})") from error
+        try:
+            return State.model_validate_json(content)
+        except ValidationError:
+            raise self._bad_state("is damaged") from None
+
+    def _read_state_file(self) -> bytes:
+        below = self._files.open_directory(STATE_DIRECTORY, self.fd)
+        try:
+            fd = self._files.open_read(below, STATE_FILE)
+        finally:
+            self._files.close(below)
+        try:
+            return self._files.read(fd, _STATE_BYTES, 0)
+        finally:
+            self._files.close(fd)
+
+    def update_state(self, **changes: Any) -> None:
+        """Change what the directory remembers, durably. The caller holds the append lock."""
+        state = self.read_state().model_copy(update=changes)
+        content = orjson.dumps(state.model_dump(mode="json", exclude_none=True)) + b"\n"
+        try:
+            below = self._files.open_subdirectory(self.fd, STATE_DIRECTORY)
+            try:
+                self._files.replace(below, STATE_FILE, content)
+            finally:
+                self._files.close(below)
+        except OSError as error:
+            raise self._bad_state(f"cannot be written ({error.strerror})") from error
+
+    def _bad_state(self, reason: str) -> DirectoryError:
+        name = f"{STATE_DIRECTORY}/{STATE_FILE}"
+        remedy = f'make {name} a plain file with {{"timezone":"UTC"}} in it, or the zone of the log'
+        return DirectoryError(self.path, f"{name} {reason}", remedy)

@@ -1,0 +1,65 @@
+"""What a read gives: an entry, or the report of a damaged line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import CorruptEntry
+from ..events.codec import decode, decode_record
+from ..events.model import Event
+from .layout import Position
+
+RAW_BYTES = 1 << 16  # of a damaged line, handed on
+
+
+class Entry:
+    """A line read back, with its position. What it says is decoded when it is asked for.
+
+    `line`: the stored bytes, with the newline. `position`: where it starts.
+    """
+
+    __slots__ = ("_event", "_record", "line", "position")
+
+    def __init__(self, line: bytes, position: Position) -> None:
+        self.line = line
+        self.position = position
+        self._record: dict[str, Any] | None = None
+        self._event: Event | None = None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The line as a plain dict, just as it is stored. Raises CorruptEntry if it is no JSON."""
+        record = self._record
+        if record is None:
+            try:
+                record = self._record = decode_record(self.line)
+            except ValueError as error:
+                raise CorruptEntry(self.position, str(error)) from None
+        return record
+
+    @property
+    def event(self) -> Event:
+        """The line as a typed event. Raises CorruptEntry if it is none."""
+        if self._event is None:
+            try:
+                self._event = decode(self.line)
+            except ValueError as error:
+                raise CorruptEntry(self.position, str(error)) from None
+        return self._event
+
+    def __repr__(self) -> str:
+        return f"Entry({str(self.position)!r}, {self.line!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class CorruptLine:
+    """A line that is no entry: where it is, what it holds, and why it is damage.
+
+    `raw` are its first bytes, at most 64 KiB; `length` counts all of them, the newline too.
+    """
+
+    position: Position
+    raw: bytes
+    length: int
+    reason: str

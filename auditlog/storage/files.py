@@ -1,0 +1,99 @@
+"""The only place that opens, writes, syncs, renames or removes a file.
+
+A test replaces `Files` by a layer that fails (auditlog.testing.FailingFiles). Names are always
+relative to an open directory, and no link is followed, so that swapping a path between a check
+and its use gains an attacker nothing. A FIFO in a file's place does not block (O_NONBLOCK), and
+no descriptor is inherited by a program that the server starts (Python opens with O_CLOEXEC).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from contextlib import suppress
+
+FILE_MODE = 0o600
+DIRECTORY_MODE = 0o700
+
+_APPEND = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+
+
+class Files:
+    """The file operations of the storage layer, as the operating system offers them."""
+
+    write = staticmethod(os.write)
+    close = staticmethod(os.close)
+    stat = staticmethod(os.fstat)
+
+    def make_directory(self, path: str) -> None:
+        """Create a directory with its parents, unless it exists; it is for its owner only."""
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with suppress(FileExistsError):  # another process was faster, or it is no directory
+            os.mkdir(path, DIRECTORY_MODE)
+
+    def open_directory(self, path: str, directory: int | None = None) -> int:
+        """Open a directory: `path` by itself may be a link, a name below `directory` may not."""
+        flags = _DIRECTORY if directory is None else _DIRECTORY | os.O_NOFOLLOW
+        return os.open(path, flags, dir_fd=directory)
+
+    def open_subdirectory(self, directory: int, name: str) -> int:
+        """Open a directory of ours below `directory`, and create it where it is missing."""
+        with suppress(FileExistsError):
+            os.mkdir(name, DIRECTORY_MODE, dir_fd=directory)
+        return self.open_directory(name, directory)
+
+    def open_append(self, directory: int, name: str) -> int:
+        """Open an existing file for appending."""
+        return os.open(name, _APPEND, dir_fd=directory)
+
+    def create_append(self, directory: int, name: str) -> int:
+        """Create a file for appending; FileExistsError if there is one."""
+        fd = os.open(name, _APPEND | os.O_CREAT | os.O_EXCL, FILE_MODE, dir_fd=directory)
+        os.fchmod(fd, FILE_MODE)  # a umask may have taken the owner's bits
+        return fd
+
+    def names(self, directory: int) -> list[str]:
+        """The names in an open directory."""
+        return os.listdir(directory)
+
+    def open_read(self, directory: int, name: str) -> int:
+        """Open a file for reading."""
+        return os.open(name, _READ, dir_fd=directory)
+
+    def size(self, fd: int) -> int:
+        """The file's size; an lseek costs a quarter of an fstat."""
+        return os.lseek(fd, 0, os.SEEK_END)
+
+    def read(self, fd: int, count: int, offset: int) -> bytes:
+        """Read up to `count` bytes at `offset`."""
+        return os.pread(fd, count, offset)
+
+    def sync_data(self, fd: int) -> None:
+        """Bring a file's data and size to the disk (macOS: through the drive's own cache)."""
+        if sys.platform == "darwin":
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        else:
+            os.fdatasync(fd)
+
+    def sync_directory(self, fd: int) -> None:
+        """Bring a directory's names to the disk."""
+        os.fsync(fd)
+
+    def replace(self, directory: int, name: str, content: bytes) -> None:
+        """Replace a whole file durably: a reader sees the old content or the new, never a mix."""
+        new = f"{name}.{os.getpid()}.new"
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, FILE_MODE, dir_fd=directory)
+        try:
+            self.write(fd, content)
+            self.sync_data(fd)
+        finally:
+            self.close(fd)
+        os.rename(new, name, src_dir_fd=directory, dst_dir_fd=directory)
+        self.sync_directory(directory)
+
+    def remove(self, directory: int, name: str) -> None:
+        """Remove a file's name; whoever has it open can still read it."""
+        os.unlink(name, dir_fd=directory)

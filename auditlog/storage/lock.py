@@ -1,0 +1,89 @@
+"""The append lock: one writer at a time, of all threads and processes of a directory."""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+import time
+
+from ..errors import LockTimeout, ReentrantWrite
+
+FIRST_PAUSE = 50e-6
+LONGEST_PAUSE = 2e-3
+
+
+class AppendLock:
+    """Two locks, always taken in this order: a thread lock, then `flock` on the directory.
+
+    Together they protect the end of the newest day file, the choice of the day, and
+    `.auditlog/state`. The flock is on the directory's own descriptor: nothing that anybody could
+    delete or replace. It belongs to the open descriptor, which all threads share; hence the
+    thread lock before it.
+
+    The thread lock is re-entrant only so that re-entry can be refused instead of waited for: a
+    signal handler that writes while its own thread is in a write would wait forever.
+
+    `timeout` is in seconds, for both locks together; then LockTimeout is raised.
+    """
+
+    def __init__(self, path: str, timeout: float) -> None:
+        self._path = path
+        self._timeout = timeout
+        self._thread_lock = threading.RLock()
+        self._held = False  # read and written only by the owner of the thread lock
+
+    def acquire(self, directory: int) -> None:
+        """Take both locks. Raises LockTimeout, or ReentrantWrite from inside a write."""
+        lock = self._thread_lock
+        if not lock.acquire(blocking=False) and not lock.acquire(timeout=self._timeout):
+            raise self._timed_out()
+        if self._held:
+            self._thread_lock.release()
+            raise ReentrantWrite(self._path, "an event was written from inside a write")
+        self._held = True
+        try:
+            if not _try_flock(directory):
+                self._poll(directory)
+        except BaseException:
+            self._held = False
+            self._thread_lock.release()
+            raise
+
+    def _poll(self, directory: int) -> None:
+        # A blocking flock could not time out.
+        deadline = time.monotonic() + self._timeout
+        pause = FIRST_PAUSE
+        while True:
+            time.sleep(pause)
+            if _try_flock(directory):
+                return
+            if time.monotonic() > deadline:
+                raise self._timed_out()
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def release(self, directory: int) -> None:
+        """Give both locks back."""
+        try:
+            fcntl.flock(directory, fcntl.LOCK_UN)
+        finally:
+            self._held = False
+            self._thread_lock.release()
+
+    def _timed_out(self) -> LockTimeout:
+        return LockTimeout(self._path, f"the append lock was not free for {self._timeout:g} s")
+
+    def before_fork(self) -> None:
+        """Keep all threads out, so that the child's copy of the log's state is a whole one."""
+        self._thread_lock.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        """Let the threads in again."""
+        self._thread_lock.release()
+
+
+def _try_flock(directory: int) -> bool:
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,195 @@
+"""Retention: which day files go, and their removal."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import stat
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta, tzinfo
+
+from ..errors import InvalidSetting, SweepBusy
+from .days import ONE_DAY, Clock, SystemClock, day_at, load_zone, start_of
+from .directory import Directory
+from .files import FILE_MODE, Files
+from .layout import STATE_DIRECTORY, SWEEP_LOCK, day_file_name
+from .lock import AppendLock
+
+LONGEST_DAYS = 36_525  # a century
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long day files are kept.
+
+    `days`: calendar days, today included (default 30). `max_bytes`: the size of all day files
+    together; beyond it whole oldest days go, too (default None: no limit). Today's file, the
+    newest one and files ahead of the clock are never removed, whatever the limit.
+    """
+
+    days: int = 30
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.days) is not int or not 1 <= self.days <= LONGEST_DAYS:
+            reason = f"must be a whole number from 1 (today only) to {LONGEST_DAYS}"
+            raise InvalidSetting("days", self.days, reason)
+        if self.max_bytes is not None and (type(self.max_bytes) is not int or self.max_bytes < 1):
+            raise InvalidSetting("max_bytes", self.max_bytes, "must be a positive number of bytes, or None")
+
+
+@dataclass(frozen=True, slots=True)
+class SweepReport:
+    """What a sweep removed and kept, or would (`dry_run`).
+
+    `at` is when it ran, `next_due` when the oldest kept day falls due; both are aware datetimes.
+    `failed` names the days that were due and could not be removed, with the reason: they are
+    kept, and tried again by the next sweep.
+    """
+
+    at: datetime
+    removed: tuple[date, ...]
+    removed_bytes: int
+    kept: tuple[date, ...]
+    kept_bytes: int
+    next_due: datetime | None
+    failed: tuple[tuple[date, str], ...] = ()
+    dry_run: bool = False
+
+    @property
+    def oldest_kept(self) -> date | None:
+        """The oldest day that is still there."""
+        return self.kept[0] if self.kept else None
+
+
+@dataclass(slots=True)
+class _Plan:
+    today: date
+    due: dict[date, int] = field(default_factory=dict)  # day -> bytes, oldest first
+    kept: dict[date, int] = field(default_factory=dict)
+
+
+class RetentionSweeper:
+    """Removes day files that are older than the retention allows.
+
+    Only regular files with a strict day-file name are ever removed. A reader that is inside a
+    file finishes it. The zone is the one that the directory's first writer recorded, else UTC.
+    `lock_timeout` (seconds, default 10) bounds the wait for another sweep or for a writer.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        retention: Retention | None = None,
+        *,
+        lock_timeout: float = 10.0,
+        clock: Clock | None = None,
+        files: Files | None = None,
+    ) -> None:
+        self.retention = retention or Retention()
+        self._path = os.path.abspath(directory)
+        self._lock_timeout = lock_timeout
+        self._clock = clock or SystemClock()
+        self._files = files or Files()
+        self._append_lock = AppendLock(self._path, lock_timeout)
+        # Slow, so only for those who sweep; and not in the sweeping thread: a process that forks
+        # during an import leaves the child an import lock that nobody will ever release.
+        self._filelock = importlib.import_module("filelock")
+        Directory(self._path, self._files).close()  # an unusable one is refused now, not at night
+
+    def plan(self) -> SweepReport:
+        """Say what `sweep` would do now. Removes nothing."""
+        with Directory(self._path, self._files) as directory:
+            zone = _zone_of(directory)
+            plan = self._plan(directory, zone)
+            return self._report(plan, zone, tuple(plan.due), {}, dry_run=True)
+
+    def sweep(self) -> SweepReport:
+        """Remove what is due, and report it.
+
+        Raises SweepBusy while another process sweeps, LockTimeout where a writer is stuck, and
+        DirectoryError where the directory cannot be used. A single file that cannot be removed
+        is named in the report and stops nothing.
+        """
+        with Directory(self._path, self._files, create=True) as directory:
+            path = os.path.join(self._path, STATE_DIRECTORY, SWEEP_LOCK)
+            try:
+                with self._filelock.FileLock(path, mode=FILE_MODE, timeout=self._lock_timeout):
+                    return self._sweep(directory)
+            except self._filelock.Timeout:
+                raise SweepBusy(self._path) from None
+
+    def _sweep(self, directory: Directory) -> SweepReport:
+        zone = _zone_of(directory)
+        plan = self._plan(directory, zone)
+        removed: list[date] = []
+        failed: dict[date, str] = {}
+        if plan.due:
+            self._remember(directory, max(plan.due))
+        for day in plan.due:
+            try:
+                self._files.remove(directory.fd, day_file_name(day))
+                removed.append(day)
+            except FileNotFoundError:
+                pass  # somebody else removed it
+            except OSError as error:
+                failed[day] = error.strerror or str(error)
+        if removed:
+            self._files.sync_directory(directory.fd)
+        return self._report(plan, zone, tuple(removed), failed, dry_run=False)
+
+    def _remember(self, directory: Directory, day: date) -> None:
+        # Before the first file goes: a follower that misses a day must find out why.
+        self._append_lock.acquire(directory.fd)
+        try:
+            swept = directory.read_state().swept_through
+            if swept is None or swept < day:
+                directory.update_state(swept_through=day)
+        finally:
+            self._append_lock.release(directory.fd)
+
+    def _plan(self, directory: Directory, zone: tzinfo) -> _Plan:
+        plan = _Plan(today := day_at(self._clock.time_ns(), zone))
+        for day in directory.days():
+            found = directory.stat_day(day)
+            if found is not None and stat.S_ISREG(found.st_mode):
+                plan.kept[day] = found.st_size
+        # Writers go on in the newest day up to one ahead of the clock.
+        newest = max((day for day in plan.kept if day <= today + ONE_DAY), default=today)
+        oldest = today - timedelta(days=self.retention.days - 1)
+        total = sum(plan.kept.values())
+        for day in list(plan.kept):
+            too_large = self.retention.max_bytes is not None and total > self.retention.max_bytes
+            if day < min(newest, today) and (day < oldest or too_large):
+                plan.due[day] = plan.kept.pop(day)
+                total -= plan.due[day]
+        return plan
+
+    def _report(
+        self,
+        plan: _Plan,
+        zone: tzinfo,
+        removed: tuple[date, ...],
+        failed: dict[date, str],
+        *,
+        dry_run: bool,
+    ) -> SweepReport:
+        kept = plan.kept | {day: plan.due[day] for day in failed}
+        days = tuple(sorted(kept))
+        next_due = None
+        if days and days[0] <= plan.today + ONE_DAY:
+            next_due = start_of(days[0] + timedelta(days=self.retention.days), zone)
+        return SweepReport(
+            at=datetime.fromtimestamp(self._clock.time_ns() / 1e9, UTC),
+            removed=removed,
+            removed_bytes=sum(plan.due[day] for day in removed),
+            kept=days,
+            kept_bytes=sum(kept.values()),
+            next_due=next_due,
+            failed=tuple(failed.items()),
+            dry_run=dry_run,
+        )
+
+
+def _zone_of(directory: Directory) -> tzinfo:
+    return load_zone(directory.read_state().timezone or "UTC")[1]

@@ -1,0 +1,177 @@
+"""Group commit: one fdatasync for all that wait together.
+
+Whoever needs its lines on the disk becomes the leader, or waits for one. The leader syncs all
+that was appended so far, wakes everybody whom that covers, and hands the lead to one of the
+others. The append lock is never held meanwhile, so lines go on being written during a sync.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import date
+
+from ..errors import SyncFailed
+from .files import Files
+from .layout import Position
+
+
+class OpenFile:
+    """A day file that this process has open for appending."""
+
+    __slots__ = ("day", "fd", "inode", "named", "retired")
+
+    def __init__(self, day: date, fd: int, inode: int) -> None:
+        self.day = day
+        self.fd = fd
+        self.inode = inode
+        self.named = False  # is its name known to be on the disk?
+        self.retired = False  # closed after its next sync
+
+
+class _Waiter:
+    __slots__ = ("error", "gate", "goal", "leads")
+
+    def __init__(self, goal: int) -> None:
+        self.goal = goal
+        self.gate = threading.Lock()
+        self.gate.acquire()
+        self.error: SyncFailed | None = None
+        self.leads = False
+
+
+class GroupCommit:
+    """Brings what was appended to the disk.
+
+    `progress` is asked for what was appended so far: a count of appends and the newest line.
+    `add` and `retire` tell which files that went to; a retired file is closed here, after the
+    sync that covers its last line. After a failed sync `failed` is called, so that the writer
+    goes on with a new descriptor.
+
+    `_mutex` protects the fields below it, is held for moments only, and is the innermost lock:
+    nothing is taken while it is held.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        files: Files,
+        directory: int,
+        progress: Callable[[], tuple[int, Position | None]],
+        failed: Callable[[], None],
+    ) -> None:
+        self._path = path
+        self._file_operations = files
+        self._directory = directory
+        self._progress = progress
+        self._failed = failed
+        self._mutex = threading.Lock()
+        self._files: list[OpenFile] = []
+        self._waiters: list[_Waiter] = []
+        self._leading = False
+        self._synced = 0
+        self._durable: Position | None = None
+        self._unknown = 0  # the appends up to this count may be lost: a sync that had them failed
+
+    @property
+    def durable(self) -> Position | None:
+        """The newest line that is on the disk with all lines of this process before it."""
+        return self._durable
+
+    def add(self, file: OpenFile) -> None:
+        """A file was opened; it may hold lines of a writer that died before its sync."""
+        with self._mutex:
+            self._files.append(file)
+
+    def retire(self, file: OpenFile) -> None:
+        """Nothing more will be appended to `file`: close it after its next sync."""
+        with self._mutex:
+            file.retired = True
+
+    def sync(self) -> None:
+        """Return when all that was appended before the call is on the disk.
+
+        Raises SyncFailed if that is not certain.
+        """
+        goal, _ = self._progress()
+        with self._mutex:
+            if 0 < goal <= self._unknown:
+                # The kernel reports a lost page once; a second sync would succeed and tell lies.
+                raise SyncFailed(self._path, "an earlier sync failed and nothing came after it")
+            if self._synced >= goal and not any(file.retired or not file.named for file in self._files):
+                return
+            waiter = _Waiter(goal)
+            if self._leading:
+                self._waiters.append(waiter)
+            else:
+                self._leading = waiter.leads = True
+        if not waiter.leads:
+            waiter.gate.acquire()
+        if waiter.leads:
+            self._lead(waiter)
+        if waiter.error is not None:
+            raise SyncFailed(*waiter.error.args)
+
+    def _lead(self, leader: _Waiter) -> None:
+        done, newest = self._progress()  # before the sync, which therefore covers it
+        with self._mutex:
+            files = list(self._files)
+        error: SyncFailed | None = SyncFailed(self._path, "a sync was interrupted")
+        try:
+            for file in files:
+                self._sync_file(file)
+            error = None
+        except OSError as cause:
+            error = SyncFailed(self._path, f"a sync failed: {cause.strerror}")
+        finally:
+            if error is not None:
+                self._failed()
+            self._finish(leader, done, newest, error, files)
+
+    def _sync_file(self, file: OpenFile) -> None:
+        self._file_operations.sync_data(file.fd)
+        if not file.named:
+            self._file_operations.sync_directory(self._directory)
+            file.named = True
+
+    def _finish(
+        self,
+        leader: _Waiter,
+        done: int,
+        newest: Position | None,
+        error: SyncFailed | None,
+        files: list[OpenFile],
+    ) -> None:
+        with self._mutex:
+            leader.error = error
+            if error is None:
+                self._synced = max(self._synced, done)
+                if self._unknown == 0:
+                    self._durable = newest
+            else:
+                self._unknown = done
+            finished = [file for file in files if file.retired]
+            self._files = [file for file in self._files if file not in finished]
+            covered = [waiter for waiter in self._waiters if waiter.goal <= done]
+            self._waiters = [waiter for waiter in self._waiters if waiter.goal > done]
+            successor = self._waiters.pop(0) if self._waiters else None
+            if successor is None:
+                self._leading = False
+            else:
+                successor.leads = True
+        for file in finished:
+            self._file_operations.close(file.fd)
+        for waiter in covered:
+            waiter.error = error
+            waiter.gate.release()
+        if successor is not None:
+            successor.gate.release()
+
+    def close(self) -> None:
+        """Close every file that is still open. The caller has synced, or need not.
+
+        Takes no lock: in the child of a fork, the mutex may be held by a thread that is not there.
+        """
+        files, self._files = self._files, []
+        for file in files:
+            self._file_operations.close(file.fd)

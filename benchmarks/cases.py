@@ -1,0 +1,270 @@
+"""What is measured: each case does its work once, in a process of its own, and counts events.
+
+A case gets a directory for itself and the directory of the day files to read. The raw cases are
+what the others are compared with: the least that could be done at all.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+
+from auditlog import AuditLogger, AuditReader, Event, EventData, Session
+
+WRITES = 50_000
+IMPORTS = 10
+DAY = date(2024, 8, 12)
+
+SESSION = Session(
+    user_agent="Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/537.36 (KHTML, like Gecko) "
+    "Chrome/127.0.0.0 Safari/537.36",
+    ip_address="10.1.2.3",
+    user_id="fa02ea7c-6eb1-491e-b053-b5db63a4384f",
+    role="Admin",
+    email="user@example.com",
+    fingerprint="0263efb13f3b5016507ec11ba71a96f5fced3a4d",
+)
+CLUSTER = {
+    "id": "talos-default",
+    "labels": {"owner": "platform-team", "stage": "production"},
+    "features": {},
+    "kubernetes_version": "1.30.1",
+    "talos_version": "1.7.4",
+}
+RECORD = {
+    "event_type": "create",
+    "resource_type": "Clusters.omni.sidero.dev",
+    "resource_id": "talos-default",
+    "event_ts": 1723466435280,
+    "event_data": {"cluster": CLUSTER, "session": SESSION.model_dump(exclude_defaults=True)},
+}
+
+
+class Timed(NamedTuple):
+    """How long it took, in seconds, and how many events that were."""
+
+    seconds: float
+    events: int
+
+
+def make_day(directory: Path, events: int) -> None:
+    """A day file with so many events, each a little different."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (directory / f"{DAY}.jsonlog").open("wb", buffering=1 << 20) as file:
+        for number in range(events):
+            file.write(orjson.dumps(RECORD | {"resource_id": f"cluster-{number % 5000}"}) + b"\n")
+
+
+def timed(work: Callable[[], int]) -> Timed:
+    start = time.perf_counter()
+    events = work()
+    return Timed(time.perf_counter() - start, events)
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def write_raw(own: Path, _log: Path) -> Timed:
+    """One ready dict, orjson.dumps, os.write to an O_APPEND descriptor."""
+    own.mkdir()
+    fd = os.open(own / "raw", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def work() -> int:
+        for _ in range(WRITES):
+            os.write(fd, orjson.dumps(RECORD) + b"\n")
+        return WRITES
+
+    return timed(work)
+
+
+def create(own: Path, log: AuditLogger) -> Timed:
+    """`create` one event after the other."""
+
+    def work() -> int:
+        for _ in range(WRITES):
+            log.create("Clusters.omni.sidero.dev", "talos-default", cluster=CLUSTER)
+        return WRITES
+
+    with log:
+        log.create("Clusters.omni.sidero.dev", "talos-default", cluster=CLUSTER)
+        return timed(work)
+
+
+def write_create(own: Path, _log: Path) -> Timed:
+    """With a bound session, fsync="interval"."""
+    log = AuditLogger(own)
+    with log.session(SESSION):
+        return create(own, log)
+
+
+def write_create_unbound(own: Path, _log: Path) -> Timed:
+    """The same by the internal agent."""
+    return create(own, AuditLogger(own))
+
+
+def write_create_never(own: Path, _log: Path) -> Timed:
+    """With a bound session, fsync="never"."""
+    log = AuditLogger(own, fsync="never")
+    with log.session(SESSION):
+        return create(own, log)
+
+
+def write_many(own: Path, _log: Path) -> Timed:
+    """`write_many` of 64 typed events at a time, fsync="interval"."""
+    events = [
+        Event(
+            event_type="create",
+            resource_type="Clusters.omni.sidero.dev",
+            resource_id="talos-default",
+            event_data=EventData.model_validate({"cluster": CLUSTER}),
+        )
+    ] * 64
+
+    def work() -> int:
+        for _ in range(WRITES // 64):
+            log.write_many(events)
+        return WRITES // 64 * 64
+
+    with AuditLogger(own) as log, log.session(SESSION):
+        log.write_many(events)
+        return timed(work)
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def read_raw_lines(_own: Path, log: Path) -> Timed:
+    """`for line in open(file, "rb", 256 KiB)`."""
+
+    def work() -> int:
+        count = 0
+        with (log / f"{DAY}.jsonlog").open("rb", buffering=256 * 1024) as file:
+            for _line in file:
+                count += 1
+        return count
+
+    return timed(work)
+
+
+def read_lines(_own: Path, log: Path) -> Timed:
+    """`entry.line` and `entry.position` of each."""
+
+    def work() -> int:
+        count = 0
+        for entry in AuditReader(log).read():
+            entry.line, entry.position  # noqa: B018
+            count += 1
+        return count
+
+    return timed(work)
+
+
+def read_raw_records(_own: Path, log: Path) -> Timed:
+    """The raw loop with `orjson.loads` of each line."""
+
+    def work() -> int:
+        count = 0
+        loads = orjson.loads
+        with (log / f"{DAY}.jsonlog").open("rb", buffering=256 * 1024) as file:
+            for line in file:
+                loads(line)
+                count += 1
+        return count
+
+    return timed(work)
+
+
+def read_records(_own: Path, log: Path) -> Timed:
+    """`entry.record` of each."""
+
+    def work() -> int:
+        count = 0
+        for entry in AuditReader(log).read():
+            entry.record  # noqa: B018
+            count += 1
+        return count
+
+    return timed(work)
+
+
+def read_events(_own: Path, log: Path) -> Timed:
+    """`entry.event` of each."""
+
+    def work() -> int:
+        count = 0
+        for entry in AuditReader(log).read():
+            entry.event  # noqa: B018
+            count += 1
+        return count
+
+    return timed(work)
+
+
+def read_last_20(_own: Path, log: Path) -> Timed:
+    """The newest 20 entries."""
+    return timed(lambda: sum(1 for _ in AuditReader(log).read(newest_first=True, limit=20)))
+
+
+# ---------------------------------------------------------------------- importing
+
+
+def imports(statement: str) -> Timed:
+    """Starting an interpreter that imports, less starting one that does not."""
+
+    def work(code: str) -> int:
+        for _ in range(IMPORTS):
+            subprocess.run([sys.executable, "-c", code], check=True)
+        return IMPORTS
+
+    work(statement)
+    bare = timed(lambda: work("pass"))
+    loaded = timed(lambda: work(statement))
+    return Timed(loaded.seconds - bare.seconds, IMPORTS)
+
+
+def import_raw(_own: Path, _log: Path) -> Timed:
+    """`import pydantic, orjson`, with the class that everybody takes from it."""
+    return imports("import orjson, pydantic; pydantic.BaseModel")
+
+
+def import_package(_own: Path, _log: Path) -> Timed:
+    """`import auditlog`."""
+    return imports("import auditlog")
+
+
+def import_logger(_own: Path, _log: Path) -> Timed:
+    """`from auditlog import AuditLogger`."""
+    return imports("from auditlog import AuditLogger")
+
+
+class Case(NamedTuple):
+    """A thing that is measured, and the raw case that it is compared with."""
+
+    run: Callable[[Path, Path], Timed]
+    baseline: str
+
+
+CASES = {
+    "write raw": Case(write_raw, "write raw"),
+    "create, session bound": Case(write_create, "write raw"),
+    "create, no session": Case(write_create_unbound, "write raw"),
+    'create, fsync="never"': Case(write_create_never, "write raw"),
+    "write_many of 64": Case(write_many, "write raw"),
+    "read raw lines": Case(read_raw_lines, "read raw lines"),
+    "entry.line, .position": Case(read_lines, "read raw lines"),
+    "read raw records": Case(read_raw_records, "read raw records"),
+    "entry.record": Case(read_records, "read raw records"),
+    "entry.event": Case(read_events, "read raw records"),
+    "last 20 entries": Case(read_last_20, "last 20 entries"),
+    "import pydantic, orjson": Case(import_raw, "import pydantic, orjson"),
+    "import auditlog": Case(import_package, "import pydantic, orjson"),
+    "import AuditLogger": Case(import_logger, "import pydantic, orjson"),
+}

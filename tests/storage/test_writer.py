@@ -1,0 +1,444 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import stat
+import threading
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from auditlog import (
+    AuditLogger,
+    DirectoryError,
+    DiskFull,
+    Event,
+    LockTimeout,
+    Position,
+    ReentrantWrite,
+    Session,
+    SyncFailed,
+    WriteFailed,
+)
+from auditlog.storage.files import Files
+from auditlog.testing import FailingFiles, FixedClock
+from tests.helpers import Reading, contents, line, until, write_day
+
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def open_log(directory: Path, clock: FixedClock) -> Any:
+    """Makes loggers on one directory and one clock, and closes them."""
+    logs: list[AuditLogger] = []
+
+    def make(**options: Any) -> AuditLogger:
+        defaults: dict[str, Any] = {"fsync": "never", "retention": None, "clock": clock}
+        logs.append(AuditLogger(directory, **(defaults | options)))
+        return logs[-1]
+
+    yield make
+    for log in logs:
+        log.close()
+
+
+OpenLog = Callable[..., AuditLogger]
+
+
+def test_the_first_event_begins_the_days_file(directory: Path, open_log: OpenLog) -> None:
+    assert open_log().create("T", "a") == Position(date(2024, 8, 12), 0)
+    assert contents(directory) == {
+        "2024-08-12.jsonlog": b'{"event_type":"create","resource_type":"T","resource_id":"a",'
+        b'"event_ts":1723464000000,"event_data":{"session":{"user_agent":"Omni-Internal-Agent"}}}\n'
+    }
+
+
+def test_directory_and_files_are_for_their_owner_only_whatever_the_umask(
+    directory: Path, open_log: OpenLog
+) -> None:
+    for umask in (0o000, 0o777):
+        previous = os.umask(umask)
+        try:
+            open_log().create("T", str(umask))
+        finally:
+            os.umask(previous)
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [directory, *directory.rglob("*")]}
+        assert modes == {"audit-log": 0o700, ".auditlog": 0o700, "2024-08-12.jsonlog": 0o600, "state": 0o600}
+
+
+def test_a_day_ends_at_midnight_of_the_zone(directory: Path, open_log: OpenLog, clock: FixedClock) -> None:
+    log = open_log(timezone="Europe/Berlin")
+    clock.advance(10 * HOUR - timedelta(milliseconds=1))  # 23:59:59.999 in Berlin
+    log.create("T", "before")
+    clock.advance(0.001)
+    log.create("T", "after")
+    assert Reading(directory).positions == ["2024-08-12:0", "2024-08-13:0"]
+
+
+def test_time_is_assigned_under_the_lock_and_an_explicit_time_is_kept(
+    open_log: OpenLog, directory: Path
+) -> None:
+    log = open_log()
+    log.write_many([Event(event_type="create", event_ts=5), Event(event_type="create")])
+    assert [entry.record["event_ts"] for entry in Reading(directory).entries] == [5, 1723464000000]
+
+
+def test_a_clock_that_steps_back_over_midnight_never_reopens_an_older_file(
+    directory: Path, open_log: OpenLog, clock: FixedClock
+) -> None:
+    log = open_log()
+    log.create("T", "1")
+    clock.advance(13 * HOUR)
+    log.create("T", "2")
+    clock.step(-2 * HOUR)
+    log.create("T", "3")
+    open_log().create("T", "4")  # another writer sees the same
+    clock.step(2 * HOUR)
+    log.create("T", "5")
+    reading = Reading(directory)
+    assert reading.ids == ["1", "2", "3", "4", "5"]
+    assert [position[:10] for position in reading.positions] == ["2024-08-12"] + ["2024-08-13"] * 4
+
+
+def test_a_file_further_ahead_is_warned_about_and_never_written(
+    directory: Path, open_log: OpenLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    future = write_day(directory, "2024-08-14", line(1))
+    log = open_log()
+    with caplog.at_level(logging.WARNING, "auditlog"):
+        log.create("T", "a")
+        log.create("T", "b")
+    assert [record.message for record in caplog.records if "ahead of the clock" in record.message] == [
+        f"{directory}: 2024-08-14.jsonlog is ahead of the clock (2024-08-12): it is neither written nor "
+        "swept before its day; check the clock, or move the file away"
+    ]
+    assert future.read_bytes() == line(1)
+    assert Reading(directory).ids == ["a", "b", "1"]  # read last
+
+
+@pytest.mark.parametrize("tail", [b"{", b'{"event_type":"cre', b"\0" * 100, b"x"])
+def test_a_torn_tail_is_closed_before_the_next_line(directory: Path, open_log: OpenLog, tail: bytes) -> None:
+    write_day(directory, "2024-08-12", line(1) + tail)
+    open_log().create("T", "2")
+    reading = Reading(directory)
+    assert reading.ids == ["1", "2"]
+    assert [(damage.raw, str(damage.position)) for damage in reading.damage] == [
+        (tail + b"\n", f"2024-08-12:{len(line(1))}")
+    ]
+
+
+def test_a_tail_torn_by_another_process_meanwhile_is_closed_too(directory: Path, open_log: OpenLog) -> None:
+    log = open_log()
+    log.create("T", "1")
+    with (directory / "2024-08-12.jsonlog").open("ab") as file:
+        file.write(b'{"torn')
+    log.create("T", "2")
+    assert Reading(directory).ids == ["1", "2"]
+
+
+def test_the_torn_tail_of_a_day_that_ends_is_closed_before_the_next_day_begins(
+    directory: Path, open_log: OpenLog
+) -> None:
+    path = write_day(directory, "2024-08-10", line(1) + b"{torn")
+    path.chmod(0o600)
+    open_log().create("T", "2")
+    assert path.read_bytes() == line(1) + b"{torn\n"
+
+
+def test_a_short_write_goes_on_where_it_stopped(directory: Path, open_log: OpenLog) -> None:
+    files = FailingFiles()
+    log = open_log(files=files)
+    files.shorten(10)
+    log.create("T", "1")
+    assert Reading(directory).ids == ["1"]
+    assert files.calls["write"] >= 2
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (errno.ENOSPC, DiskFull),
+        (errno.EDQUOT, DiskFull),
+        (errno.EIO, WriteFailed),
+        (errno.EROFS, WriteFailed),
+    ],
+)
+@pytest.mark.parametrize("short", [None, 10])
+def test_a_failed_write_is_an_error_and_the_next_one_works(
+    directory: Path, open_log: OpenLog, error: int, kind: type[WriteFailed], short: int | None
+) -> None:
+    files = FailingFiles()
+    log = open_log(files=files)
+    log.create("T", "1")
+    if short is not None:
+        files.shorten(short)
+    files.fail("write", error, after=0 if short is None else 1)
+    with pytest.raises(kind) as caught:
+        log.create("T", "lost")
+    assert caught.value.positions == ()
+    assert str(directory) in str(caught.value)
+    files.heal()
+    log.create("T", "2")
+    reading = Reading(directory)
+    assert reading.ids == ["1", "2"]
+    assert len(reading.damage) == (0 if short is None else 1)
+
+
+def test_a_failed_batch_names_the_events_that_are_whole_in_the_file(
+    directory: Path, open_log: OpenLog
+) -> None:
+    files = FailingFiles()
+    log = open_log(files=files)
+    events = [Event(event_type="create", resource_id=str(number)) for number in range(5)]
+    files.shorten(300)  # two lines and a bit
+    files.fail("write", errno.ENOSPC, after=1)
+    with pytest.raises(DiskFull) as caught:
+        log.write_many(events)
+    files.heal()
+    assert caught.value.positions == tuple(entry.position for entry in Reading(directory).entries)
+    assert len(caught.value.positions) == 2
+    log.write_many(events)
+    assert Reading(directory).ids == ["0", "1", "0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("operation", ["create_append", "stat", "size"])
+def test_a_failure_before_the_write_is_an_error_too(
+    open_log: OpenLog, operation: str, directory: Path
+) -> None:
+    files = FailingFiles()
+    log = open_log(files=files)
+    files.fail(operation)
+    with pytest.raises(WriteFailed):
+        log.create("T", "1")
+    files.heal()
+    log.create("T", "2")
+    assert Reading(directory).ids == ["2"]
+
+
+def obstacle_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def obstacle_link(path: Path) -> None:
+    target = path.parent / "target"
+    target.write_bytes(b"")
+    path.symlink_to(target)
+
+
+def obstacle_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def obstacle_hard_link(path: Path) -> None:
+    path.write_bytes(b"")
+    path.chmod(0o644)
+    os.link(path, path.parent / "other")
+
+
+def obstacle_foreign(path: Path) -> None:
+    path.write_bytes(b"")
+    os.chown(path, 12345, -1)
+
+
+@pytest.mark.parametrize(
+    "obstacle", [obstacle_directory, obstacle_link, obstacle_fifo, obstacle_hard_link, obstacle_foreign]
+)
+def test_what_is_no_file_of_ours_in_the_days_place_is_refused(
+    directory: Path, open_log: OpenLog, obstacle: Callable[[Path], None]
+) -> None:
+    if obstacle is obstacle_foreign and os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    log = open_log()
+    place = directory / "2024-08-12.jsonlog"
+    obstacle(place)
+    before = contents(directory)
+    with pytest.raises(WriteFailed, match=r"2024-08-12\.jsonlog .*move it away"):
+        log.create("T", "1")
+    assert contents(directory) == before
+    place.rmdir() if place.is_dir() else place.unlink()
+    log.create("T", "2")
+    assert Reading(directory).ids == ["2"]
+
+
+@pytest.mark.parametrize("how", ["remove", "rename"])
+def test_a_file_that_is_removed_or_renamed_is_noticed_and_begun_anew(
+    directory: Path, open_log: OpenLog, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    log = open_log()
+    log.create("T", "1")
+    path = directory / "2024-08-12.jsonlog"
+    if how == "remove":
+        path.unlink()
+    else:
+        path.rename(directory / "2024-08-12.jsonlog.1")
+    log.create("T", "2")
+    assert Reading(directory).ids == ["2"]
+    assert "was removed or replaced while it was written" in caplog.text
+
+
+def test_a_write_from_inside_a_write_is_refused(directory: Path, clock: FixedClock) -> None:
+    class SignalledFiles(Files):
+        """A write during which the same thread writes again, as a signal handler may."""
+
+        refusal: ReentrantWrite | None = None
+
+        def write(self, fd: int, data: bytes) -> int:  # type: ignore[override]
+            try:
+                log.create("T", "nested")
+            except ReentrantWrite as error:
+                self.refusal = error
+            return os.write(fd, data)
+
+    files = Files()
+    with AuditLogger(directory, fsync="never", retention=None, clock=clock, files=files) as log:
+        log._writer._files = files = SignalledFiles()  # type: ignore[union-attr]
+        log.create("T", "outer")
+        assert isinstance(files.refusal, ReentrantWrite)
+    assert Reading(directory).ids == ["outer"]
+
+
+def test_a_lock_that_is_never_free_times_out(directory: Path, open_log: OpenLog) -> None:
+    log = open_log(lock_timeout=0.05)
+    holder = os.open(directory, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    with pytest.raises(LockTimeout, match=r"not free for 0\.05 s"):
+        log.create("T", "1")
+    os.close(holder)
+    log.create("T", "2")
+    assert Reading(directory).ids == ["2"]
+
+
+class TestSync:
+    def test_always_syncs_data_and_name_before_the_first_acknowledgement(self, open_log: OpenLog) -> None:
+        files = FailingFiles()
+        log = open_log(fsync="always", files=files)
+        files.calls.clear()
+        log.create("T", "1")
+        assert (files.calls["sync_data"], files.calls["sync_directory"]) == (1, 1)
+        position = log.create("T", "2")
+        assert (files.calls["sync_data"], files.calls["sync_directory"]) == (2, 1)
+        assert log.durable_through() == position
+
+    def test_never_syncs_nothing(self, open_log: OpenLog) -> None:
+        files = FailingFiles()
+        log = open_log(fsync="never", files=files)
+        files.calls.clear()
+        log.create("T", "1")
+        log.flush()
+        log.close()
+        assert "sync_data" not in files.calls
+        assert log.durable_through() is None
+
+    def test_interval_syncs_in_the_background(self, open_log: OpenLog) -> None:
+        log = open_log(fsync="interval", fsync_interval=0.01)
+        position = log.create("T", "1")
+        until(lambda: log.durable_through() == position)
+
+    def test_flush_and_close_sync(self, open_log: OpenLog) -> None:
+        files = FailingFiles()
+        log = open_log(fsync="interval", fsync_interval=1000, files=files)
+        position = log.create("T", "1")
+        log.flush()
+        assert log.durable_through() == position
+        log.create("T", "2")
+        log.close()
+        assert files.calls["sync_data"] >= 2
+
+    def test_a_day_that_ended_is_synced_too(self, open_log: OpenLog, clock: FixedClock) -> None:
+        files = FailingFiles()
+        log = open_log(fsync="interval", fsync_interval=1000, files=files)
+        log.create("T", "1")
+        clock.advance(DAY)
+        position = log.create("T", "2")
+        files.calls.clear()
+        log.flush()
+        assert files.calls["sync_data"] == 2
+        assert log.durable_through() == position
+
+    def test_a_failed_sync_is_never_made_good_by_a_later_one(
+        self, open_log: OpenLog, directory: Path
+    ) -> None:
+        files = FailingFiles()
+        log = open_log(fsync="always", files=files)
+        durable = log.create("T", "1")
+        files.fail("sync_data", errno.EIO, times=1)
+        with pytest.raises(SyncFailed) as caught:
+            log.create("T", "2")
+        assert len(caught.value.positions) == 1
+        with pytest.raises(SyncFailed, match="an earlier sync failed"):
+            log.flush()
+        files.calls.clear()
+        log.create("T", "3")
+        assert files.calls["open_append"] == 1  # a new descriptor
+        assert log.durable_through() == durable
+        assert Reading(directory).ids == ["1", "2", "3"]
+
+    def test_threads_that_wait_together_share_one_sync(self, open_log: OpenLog) -> None:
+        entered, release = threading.Event(), threading.Event()
+
+        class SlowFiles(FailingFiles):
+            def sync_data(self, fd: int) -> None:
+                entered.set()
+                release.wait(10)
+                super().sync_data(fd)
+
+        files = SlowFiles()
+        release.set()
+        log = open_log(fsync="always", files=files)
+        entered.clear()
+        release.clear()
+        files.calls.clear()
+        threads = [threading.Thread(target=log.create, args=("T", str(number))) for number in range(16)]
+        threads[0].start()
+        assert entered.wait(10)  # the leader is inside its sync; all others come too late for it
+        for thread in threads[1:]:
+            thread.start()
+        until(lambda: len(log._writer.group._waiters) == 15)  # type: ignore[union-attr]
+        release.set()
+        for thread in threads:
+            thread.join()
+        assert files.calls["sync_data"] == 2
+
+
+def test_another_zone_is_refused_and_the_first_writers_is_kept(directory: Path, open_log: OpenLog) -> None:
+    open_log(timezone="Europe/Berlin")
+    with pytest.raises(DirectoryError, match='zone Europe/Berlin, not UTC; pass timezone="Europe/Berlin"'):
+        open_log()
+    assert (directory / ".auditlog" / "state").read_bytes() == b'{"timezone":"Europe/Berlin"}\n'
+
+
+def test_a_damaged_state_is_an_error_that_says_what_to_write(directory: Path, open_log: OpenLog) -> None:
+    open_log().close()
+    (directory / ".auditlog" / "state").write_bytes(b"\0\0\0")
+    with pytest.raises(DirectoryError, match=r"state is damaged; make .*timezone"):
+        open_log()
+
+
+@pytest.mark.parametrize("name", [".auditlog", ".auditlog/state"])
+def test_a_link_in_the_place_of_our_state_is_refused(
+    directory: Path, tmp_path: Path, open_log: OpenLog, name: str
+) -> None:
+    open_log().close()
+    (directory / ".auditlog").rename(tmp_path / "elsewhere")
+    if name == ".auditlog":
+        (directory / name).symlink_to(tmp_path / "elsewhere")
+    else:
+        (directory / ".auditlog").mkdir()
+        (directory / name).symlink_to(tmp_path / "elsewhere" / "state")
+    with pytest.raises(DirectoryError):
+        open_log()
+
+
+def test_a_directory_that_omni_left_is_taken_over(directory: Path, open_log: OpenLog, alice: Session) -> None:
+    path = write_day(directory, "2024-08-12", line(1))
+    path.chmod(0o640)
+    log = open_log()
+    with log.session(alice):
+        log.create("T", "2")
+    assert Reading(directory).ids == ["1", "2"]
