@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import timedelta
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-from .background import Periodic, RetentionStatus, SweepJob
-from .capture.session import bind, bound
-from .errors import DirectoryError, InvalidEvent, InvalidSetting, SyncFailed
-from .events.codec import (
-    DEFAULT_MAX_LINE_BYTES,
-    MAX_LINE_BYTES,
-    Encoded,
-    encode,
-    encode_event,
-    encode_session,
-)
-from .events.model import Event, Session
+from .background import RetentionStatus
+from .errors import InvalidSetting
+from .events.limit import DEFAULT_MAX_LINE_BYTES, MAX_LINE_BYTES, MIN_LINE_BYTES
 from .storage.days import Clock, SystemClock, load_zone
 from .storage.files import Files
 from .storage.layout import Position
-from .storage.retention import Retention, RetentionSweeper
-from .storage.writer import Writer
+from .storage.retention import Retention
 
-MIN_LINE_BYTES = 4096
-_DAY_MS = 86_400_000
+if TYPE_CHECKING:
+    from .capture.session import bind
+    from .engine import Engine
+    from .events.model import Event, Session
 
 
 class AuditLogger:
@@ -77,44 +69,38 @@ class AuditLogger:
             raise InvalidSetting("max_line_bytes", max_line_bytes, reason)
         if not isinstance(retention, Retention | None):
             raise InvalidSetting("retention", retention, "must be a Retention, or None for no sweeper")
-        self._fsync = fsync
-        self._fsync_interval = _seconds("fsync_interval", fsync_interval)
-        self._lock_timeout = _seconds("lock_timeout", lock_timeout)
-        self._max_line_bytes = max_line_bytes
-        self._retention = retention
-        self._internal = encode_session(Session(user_agent=internal_agent))
-        self._zone_name, self._zone = load_zone(timezone)
-        self._clock = clock or SystemClock()
-        self._files = files or Files()
-        self._sweep: SweepJob | None = None
-        self._background: list[Periodic] = []
-        self._writer: Writer | None = None
+        interval = _seconds("fsync_interval", fsync_interval)
+        timeout = _seconds("lock_timeout", lock_timeout)
+        zone_name, zone = load_zone(timezone)
+        self._engine: Engine | None = None
         if directory is None or os.fspath(directory) == "":
             return
-        self._path = os.path.abspath(directory)
-        self._writer = Writer(
-            self._path,
-            self._zone,
-            self._clock,
-            self._files,
-            lock_timeout=self._lock_timeout,
-            synced=fsync != "never",
-            forked=self._start_background,
+        # Pydantic takes longer to load than all the rest, and a disabled log does without it.
+        from .engine import Engine, Settings
+
+        settings = Settings(
+            fsync=fsync,
+            fsync_interval=interval,
+            retention=retention,
+            zone_name=zone_name,
+            zone=zone,
+            max_line_bytes=max_line_bytes,
+            lock_timeout=timeout,
+            internal_agent=internal_agent,
+            clock=clock or SystemClock(),
+            files=files or Files(),
         )
-        try:
-            self._agree_on_zone(self._writer)
-            self._start_background()
-        except BaseException:
-            self._writer.close()
-            raise
+        self._engine = Engine(os.path.abspath(directory), settings)
 
     @property
     def enabled(self) -> bool:
         """False where no directory was given: every write is then a no-op that returns None."""
-        return self._writer is not None
+        return self._engine is not None
 
     def session(self, session: Session) -> bind:
         """Bind a session for the length of a `with` block: events in it are that session's."""
+        from .capture.session import bind
+
         return bind(session)
 
     # ------------------------------------------------------------------ what happened
@@ -201,52 +187,14 @@ class AuditLogger:
         Returns their positions in the order given. A WriteFailed names those that are whole in
         the file in its `positions`.
         """
-        writer = self._writer
-        if writer is None:
-            return []
-        session = self._bound_session()
-        latest = self._clock.time_ns() // 1_000_000 + _DAY_MS
-        encoded = []
-        for event in events:
-            if not isinstance(event, Event):
-                raise InvalidEvent("event", f"must be an Event, not {type(event).__name__}")
-            if event.event_ts > latest:
-                raise InvalidEvent("event_ts", "is more than a day ahead of the clock")
-            encoded.append(encode_event(event, session, self._max_line_bytes))
-        return self._append(writer, encoded) if encoded else []
+        return [] if self._engine is None else self._engine.write_many(events)
 
     def _record(
-        self,
-        event_type: str,
-        resource_type: str,
-        resource_id: str,
-        data: dict[str, object],
+        self, event_type: str, resource_type: str, resource_id: str, data: dict[str, object]
     ) -> Position | None:
-        writer = self._writer
-        if writer is None:
+        if self._engine is None:
             return None
-        event = encode(
-            event_type,
-            resource_type,
-            resource_id,
-            data,
-            self._bound_session(),
-            max_line_bytes=self._max_line_bytes,
-        )
-        return self._append(writer, (event,))[0]
-
-    def _bound_session(self) -> bytes:
-        here = bound()
-        return self._internal if here is None else here.encoded
-
-    def _append(self, writer: Writer, events: Sequence[Encoded]) -> list[Position]:
-        positions = writer.append(events)
-        if self._fsync == "always":
-            try:
-                writer.group.sync()
-            except SyncFailed as error:
-                raise SyncFailed(error.path, error.reason, tuple(positions)) from None
-        return positions
+        return self._engine.record(event_type, resource_type, resource_id, data)
 
     # ------------------------------------------------------------------ what is on the disk
 
@@ -255,26 +203,20 @@ class AuditLogger:
 
         None before the first sync. It never moves past a batch whose sync failed.
         """
-        return self._writer.group.durable if self._writer else None
+        return None if self._engine is None else self._engine.durable
 
     def flush(self) -> None:
         """Return when everything written so far is on the disk (with fsync="never": at once).
 
         Raises SyncFailed where that is not certain.
         """
-        if self._writer is not None and self._fsync != "never" and not self._writer.closed:
-            self._writer.group.sync()
+        if self._engine is not None:
+            self._engine.flush()
 
     def close(self) -> None:
         """Flush, stop the background threads and close all files. A second call does nothing."""
-        if self._writer is None or self._writer.closed:
-            return
-        for job in self._background:
-            job.stop()
-        try:
-            self.flush()
-        finally:
-            self._writer.close()
+        if self._engine is not None:
+            self._engine.close()
 
     def __enter__(self) -> Self:
         return self
@@ -282,42 +224,9 @@ class AuditLogger:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    # ------------------------------------------------------------------ the directory
-
     def retention_status(self) -> RetentionStatus:
         """What the background sweeper did last, and whether it is well."""
-        return self._sweep.status if self._sweep else RetentionStatus()
-
-    def _agree_on_zone(self, writer: Writer) -> None:
-        with writer.locked() as directory:
-            recorded = directory.read_state().timezone
-            if recorded is None:
-                directory.update_state(timezone=self._zone_name)
-            elif recorded != self._zone_name:
-                raise DirectoryError(
-                    self._path,
-                    f"its days are those of the zone {recorded}, not {self._zone_name}",
-                    f'pass timezone="{recorded}", or use another directory',
-                )
-
-    def _start_background(self) -> None:
-        self._background = []
-        if self._fsync == "interval":
-            self._background.append(Periodic("auditlog-sync", self._sync))
-        if self._retention is not None:
-            sweeper = RetentionSweeper(
-                self._path,
-                self._retention,
-                lock_timeout=self._lock_timeout,
-                clock=self._clock,
-                files=self._files,
-            )
-            self._sweep = SweepJob(sweeper, self._zone, self._clock)
-            self._background.append(Periodic("auditlog-sweep", self._sweep.run))
-
-    def _sync(self) -> float:
-        self.flush()
-        return self._fsync_interval
+        return RetentionStatus() if self._engine is None else self._engine.retention_status
 
 
 def _seconds(setting: str, value: float | timedelta) -> float:

@@ -22,6 +22,7 @@ LAYERS = [
     "storage",
     "query",
     "background",
+    "engine",
     "logger",
     "capture",
     "testing",

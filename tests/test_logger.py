@@ -173,9 +173,8 @@ class TestSessions:
 class TestAwrite:
     def test_it_does_not_block_the_loop(self) -> None:
         async def main(log: AuditLogger) -> Position | None:
-            writer = log._writer
-            assert writer is not None
-            with writer.locked():  # keeps all other threads from writing
+            assert log._engine is not None
+            with log._engine.writer.locked():  # keeps all other threads from writing
                 writing = asyncio.create_task(log.awrite(Event(event_type="create")))
                 for _ in range(100):
                     await asyncio.sleep(0)

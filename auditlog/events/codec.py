@@ -21,13 +21,11 @@ from pydantic.config import with_config
 from typing_extensions import TypedDict  # pydantic brings it, and takes no other before 3.12
 
 from ..errors import InvalidEvent
-from .limit import fit
+from .limit import DEFAULT_MAX_LINE_BYTES, fit
 from .model import PAYLOADS, Event, EventData, Session
 from .payloads import Model, invalid
 from .values import MAX_DEPTH, canonical, plain
 
-DEFAULT_MAX_LINE_BYTES = 1 << 20
-MAX_LINE_BYTES = 16 << 20
 TS_DIGITS = 13  # of a time in milliseconds, until the year 2286
 
 _OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS

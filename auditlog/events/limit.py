@@ -15,6 +15,9 @@ import orjson
 
 from ..errors import InvalidEvent
 
+DEFAULT_MAX_LINE_BYTES = 1 << 20
+MIN_LINE_BYTES = 4096
+MAX_LINE_BYTES = 16 << 20
 SHORTEST_CUT = 1024  # bytes: no string that fits into this is ever cut
 
 _ids = frozenset({"id", "cluster_id", "cluster_name", "cluster_uuid"})

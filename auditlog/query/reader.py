@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from datetime import date
-from itertools import islice
+from itertools import chain, islice
 
 from ..errors import CorruptEntry, InvalidSetting, PositionExpired, PositionInvalid
 from ..storage.days import load_zone
@@ -76,7 +76,8 @@ class AuditReader:
             span = parse_range(start, end, zone)
             days = directory.days()
             offset = None if after is None else self._resume(directory, days, after, newest_first)
-        entries = self._entries(days, span, after, offset, newest_first)
+        by_day = self._days(days, span, after, offset, newest_first)
+        entries: Iterator[Entry] = chain.from_iterable(by_day)
         if span.by_time or where is not None or strict:
             entries = self._chosen(entries, span, where, strict)
         return entries if limit is None else islice(entries, limit)
@@ -101,14 +102,14 @@ class AuditReader:
         finally:
             self._files.close(fd)
 
-    def _entries(
+    def _days(
         self,
         days: list[date],
         span: Range,
         after: Position | None,
         offset: int | None,
         newest_first: bool,
-    ) -> Iterator[Entry]:
+    ) -> Iterator[Iterator[Entry]]:
         newest = days[-1] if days else None
         with self._directory() as directory:
             for day in reversed(days) if newest_first else days:
@@ -121,9 +122,9 @@ class AuditReader:
                     continue  # swept since, or no file of ours
                 here = offset if after is not None and day == after.day else None
                 if newest_first:
-                    yield from backwards(fd, day, here, day == newest, self._on_corrupt)
+                    yield backwards(fd, day, here, day == newest, self._on_corrupt)
                 else:
-                    yield from forwards(fd, day, here or 0, day == newest, self._on_corrupt)
+                    yield forwards(fd, day, here or 0, day == newest, self._on_corrupt)
 
     def _chosen(
         self, entries: Iterator[Entry], span: Range, where: Filter | None, strict: bool

@@ -4,30 +4,48 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any, Self
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import DirectoryError
 from .files import Files
-from .layout import STATE_DIRECTORY, STATE_FILE, day_file_name, parse_day_file_name
+from .layout import STATE_DIRECTORY, STATE_FILE, day_file_name, parse_day, parse_day_file_name
 
 _STATE_BYTES = 1 << 16  # far more than we ever write there
 
 
-class State(BaseModel):
-    """What a directory remembers beside its day files (`.auditlog/state`, JSON).
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a directory remembers beside its day files (`.auditlog/state`, a JSON object).
 
     `timezone`: the zone in which its first writer began days. `swept_through`: the newest day
-    that a sweep has removed.
+    that a sweep has removed. `other`: what a later version remembers, kept as it is.
     """
-
-    model_config = ConfigDict(extra="allow", frozen=True)
 
     timezone: str | None = None
     swept_through: date | None = None
+    other: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """Read what `encode` wrote. Raises ValueError for anything else."""
+        other = orjson.loads(content)
+        if not isinstance(other, dict):
+            raise ValueError("no JSON object")
+        timezone, swept = other.pop("timezone", None), other.pop("swept_through", None)
+        swept_through = parse_day(swept) if isinstance(swept, str) else None
+        if not isinstance(timezone, str | None) or (swept is not None and swept_through is None):
+            raise ValueError("a field has a wrong value")
+        return cls(timezone, swept_through, other)
+
+    def encode(self) -> bytes:
+        """One line of JSON, without what is None."""
+        known = {"timezone": self.timezone, "swept_through": self.swept_through}
+        fields = {name: value for name, value in known.items() if value is not None}
+        return orjson.dumps(fields | self.other, option=orjson.OPT_APPEND_NEWLINE)
 
 
 class Directory:
@@ -121,8 +139,8 @@ class Directory:
         except OSError as error:
             raise self._bad_state(f"cannot be read ({error.strerror})") from error
         try:
-            return State.model_validate_json(content)
-        except ValidationError:
+            return State.parse(content)
+        except ValueError:
             raise self._bad_state("is damaged") from None
 
     def _read_state_file(self) -> bytes:
@@ -138,8 +156,7 @@ class Directory:
 
     def update_state(self, **changes: Any) -> None:
         """Change what the directory remembers, durably. The caller holds the append lock."""
-        state = self.read_state().model_copy(update=changes)
-        content = orjson.dumps(state.model_dump(mode="json", exclude_none=True)) + b"\n"
+        content = replace(self.read_state(), **changes).encode()
         try:
             below = self._files.open_subdirectory(self.fd, STATE_DIRECTORY)
             try:

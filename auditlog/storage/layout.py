@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from datetime import date
-from functools import partial
 from typing import ClassVar, NamedTuple
 
 STATE_DIRECTORY = ".auditlog"
@@ -76,6 +75,3 @@ class Position(_DayAndOffset):
 
 
 Position.START = Position(date.min, 0)
-
-new_position = partial(tuple.__new__, Position)
-"""`Position(*pair)` from a (day, offset) pair, in half the time: for a read of a million lines."""

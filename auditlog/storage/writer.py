@@ -18,7 +18,7 @@ from ..events.codec import Encoded, line_at
 from .days import ONE_DAY, Clock, day_at, start_ns
 from .directory import Directory
 from .files import FILE_MODE, Files
-from .layout import Position, day_file_name, new_position
+from .layout import Position, day_file_name
 from .lock import AppendLock
 from .sync import GroupCommit, OpenFile
 
@@ -110,7 +110,7 @@ class Writer:
             for event in events:
                 line = line_at(event, now_ms)
                 lines.append(line)
-                positions.append(new_position((file.day, end)))
+                positions.append(Position(file.day, end))
                 end += len(line)
             data = line if len(lines) == 1 else b"".join(lines)
             self._end = _UNKNOWN

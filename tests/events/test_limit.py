@@ -76,7 +76,7 @@ def test_what_cannot_be_cut_down_is_refused(data: dict[str, Any], session: bytes
 
 @given(
     st.dictionaries(
-        st.text(min_size=1, max_size=5).filter(lambda name: name != "session"),
+        st.text(max_size=5).map(lambda name: f"own {name}"),
         st.text(max_size=30).map(lambda text: text * 400) | st.lists(st.integers(0, 10**9), max_size=900),
         max_size=6,
     )

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auditlog import CorruptLine, Position
-from auditlog.events.codec import MAX_LINE_BYTES
+from auditlog.events.limit import MAX_LINE_BYTES
 from auditlog.storage import lines
 from auditlog.storage.files import Files
 from tests.helpers import Reading, line, write_day

@@ -230,7 +230,7 @@ class TestBackground:
         with AuditLogger(directory, retention=Retention(), clock=clock, files=files) as log:
             until(lambda: log.retention_status().report)
             files.fail("names", errno.EIO)
-            log._sweep.run()  # type: ignore[union-attr]
+            log._engine._sweep.run()  # type: ignore[union-attr]
             assert "Input/output error" in log.retention_status().error
             assert log.retention_status().report is not None
             files.heal()

@@ -297,7 +297,7 @@ def test_a_write_from_inside_a_write_is_refused(directory: Path, clock: FixedClo
 
     files = Files()
     with AuditLogger(directory, fsync="never", retention=None, clock=clock, files=files) as log:
-        log._writer._files = files = SignalledFiles()  # type: ignore[union-attr]
+        log._engine.writer._files = files = SignalledFiles()  # type: ignore[union-attr]
         log.create("T", "outer")
         assert isinstance(files.refusal, ReentrantWrite)
     assert Reading(directory).ids == ["outer"]
@@ -399,7 +399,7 @@ class TestSync:
         assert entered.wait(10)  # the leader is inside its sync; all others come too late for it
         for thread in threads[1:]:
             thread.start()
-        until(lambda: len(log._writer.group._waiters) == 15)  # type: ignore[union-attr]
+        until(lambda: len(log._engine.writer.group._waiters) == 15)  # type: ignore[union-attr]
         release.set()
         for thread in threads:
             thread.join()
