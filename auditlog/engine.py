@@ -44,7 +44,6 @@ class Engine:
         self.path = path
         self.settings = settings
         self._internal = encode_session(Session(user_agent=settings.internal_agent))
-        self._always = settings.fsync == "always"
         self._max_line_bytes = settings.max_line_bytes
         self._sweep: SweepJob | None = None
         self._background: list[Periodic] = []
@@ -57,6 +56,7 @@ class Engine:
             synced=settings.fsync != "never",
             forked=self._start_background,
         )
+        self._append = self._append_durably if settings.fsync == "always" else self.writer.append
         try:
             self._agree_on_zone()
             self._start_background()
@@ -89,13 +89,12 @@ class Engine:
             encoded.append(encode_event(event, session, self._max_line_bytes))
         return self._append(encoded) if encoded else []
 
-    def _append(self, events: Sequence[Encoded]) -> list[Position]:
+    def _append_durably(self, events: Sequence[Encoded]) -> list[Position]:
         positions = self.writer.append(events)
-        if self._always:
-            try:
-                self.writer.group.sync()
-            except SyncFailed as error:
-                raise SyncFailed(error.path, error.reason, tuple(positions)) from None
+        try:
+            self.writer.group.sync()
+        except SyncFailed as error:
+            raise SyncFailed(error.path, error.reason, tuple(positions)) from None
         return positions
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .capture.session import bind
     from .engine import Engine
     from .events.model import Event, Session
+
+Record = Callable[[str, str, str, dict[str, object]], Position | None]
 
 
 class AuditLogger:
@@ -73,6 +75,7 @@ class AuditLogger:
         timeout = _seconds("lock_timeout", lock_timeout)
         zone_name, zone = load_zone(timezone)
         self._engine: Engine | None = None
+        self._record: Record = _no_record
         if directory is None or os.fspath(directory) == "":
             return
         # Pydantic takes longer to load than all the rest, and a disabled log does without it.
@@ -91,6 +94,7 @@ class AuditLogger:
             files=files or Files(),
         )
         self._engine = Engine(os.path.abspath(directory), settings)
+        self._record = self._engine.record
 
     @property
     def enabled(self) -> bool:
@@ -189,13 +193,6 @@ class AuditLogger:
         """
         return [] if self._engine is None else self._engine.write_many(events)
 
-    def _record(
-        self, event_type: str, resource_type: str, resource_id: str, data: dict[str, object]
-    ) -> Position | None:
-        if self._engine is None:
-            return None
-        return self._engine.record(event_type, resource_type, resource_id, data)
-
     # ------------------------------------------------------------------ what is on the disk
 
     def durable_through(self) -> Position | None:
@@ -227,6 +224,13 @@ class AuditLogger:
     def retention_status(self) -> RetentionStatus:
         """What the background sweeper did last, and whether it is well."""
         return RetentionStatus() if self._engine is None else self._engine.retention_status
+
+
+def _no_record(
+    event_type: str, resource_type: str, resource_id: str, data: dict[str, object]
+) -> Position | None:
+    """What a disabled logger does with an event."""
+    return None
 
 
 def _seconds(setting: str, value: float | timedelta) -> float:

@@ -23,6 +23,7 @@ WRITES = 50_000
 IMPORTS = 10
 DAY = date(2024, 8, 12)
 
+# The event that Omni's documentation shows.
 SESSION = Session(
     user_agent="Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/537.36 (KHTML, like Gecko) "
     "Chrome/127.0.0.0 Safari/537.36",
@@ -34,7 +35,6 @@ SESSION = Session(
 )
 CLUSTER = {
     "id": "talos-default",
-    "labels": {"owner": "platform-team", "stage": "production"},
     "features": {},
     "kubernetes_version": "1.30.1",
     "talos_version": "1.7.4",

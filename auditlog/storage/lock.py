@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import threading
 import time
+from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 
 from ..errors import LockTimeout, ReentrantWrite
 
 FIRST_PAUSE = 50e-6
 LONGEST_PAUSE = 2e-3
+_TRY = LOCK_EX | LOCK_NB
 
 
 class AppendLock:
@@ -35,36 +36,46 @@ class AppendLock:
     def acquire(self, directory: int) -> None:
         """Take both locks. Raises LockTimeout, or ReentrantWrite from inside a write."""
         lock = self._thread_lock
-        if not lock.acquire(blocking=False) and not lock.acquire(timeout=self._timeout):
+        if not lock.acquire(False) and not lock.acquire(timeout=self._timeout):
             raise self._timed_out()
         if self._held:
             self._thread_lock.release()
             raise ReentrantWrite(self._path, "an event was written from inside a write")
         self._held = True
         try:
-            if not _try_flock(directory):
-                self._poll(directory)
+            flock(directory, _TRY)
+        except BlockingIOError:
+            self._poll(directory)
         except BaseException:
-            self._held = False
-            self._thread_lock.release()
+            self._give_up()
             raise
 
     def _poll(self, directory: int) -> None:
         # A blocking flock could not time out.
         deadline = time.monotonic() + self._timeout
         pause = FIRST_PAUSE
-        while True:
-            time.sleep(pause)
-            if _try_flock(directory):
-                return
-            if time.monotonic() > deadline:
-                raise self._timed_out()
-            pause = min(2 * pause, LONGEST_PAUSE)
+        try:
+            while True:
+                time.sleep(pause)
+                try:
+                    flock(directory, _TRY)
+                    return
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise self._timed_out() from None
+                pause = min(2 * pause, LONGEST_PAUSE)
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        self._held = False
+        self._thread_lock.release()
 
     def release(self, directory: int) -> None:
         """Give both locks back."""
         try:
-            fcntl.flock(directory, fcntl.LOCK_UN)
+            flock(directory, LOCK_UN)
         finally:
             self._held = False
             self._thread_lock.release()
@@ -79,11 +90,3 @@ class AppendLock:
     def after_fork_in_parent(self) -> None:
         """Let the threads in again."""
         self._thread_lock.release()
-
-
-def _try_flock(directory: int) -> bool:
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -207,7 +207,7 @@ def test_a_failed_batch_names_the_events_that_are_whole_in_the_file(
     assert Reading(directory).ids == ["0", "1", "0", "1", "2", "3", "4"]
 
 
-@pytest.mark.parametrize("operation", ["create_append", "stat", "size"])
+@pytest.mark.parametrize("operation", ["create_append", "stat", "seek"])
 def test_a_failure_before_the_write_is_an_error_too(
     open_log: OpenLog, operation: str, directory: Path
 ) -> None:
