@@ -70,9 +70,7 @@ class Engine:
         """Write one event of the bound session; see AuditLogger for what is raised."""
         here = bound()
         session = self._internal if here is None else here.encoded
-        event = encode(
-            event_type, resource_type, resource_id, data, session, max_line_bytes=self._max_line_bytes
-        )
+        event = encode(event_type, resource_type, resource_id, data, session, self._max_line_bytes)
         return self._append((event,))[0]
 
     def write_many(self, events: Iterable[Event]) -> list[Position]:

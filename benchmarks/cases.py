@@ -23,7 +23,8 @@ WRITES = 50_000
 IMPORTS = 10
 DAY = date(2024, 8, 12)
 
-# The event that Omni's documentation shows.
+# The event that Omni's documentation shows, of a cluster with a longer name: 603 bytes.
+NAME = "talos-production-eu-central-1-blue-02"
 SESSION = Session(
     user_agent="Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/537.36 (KHTML, like Gecko) "
     "Chrome/127.0.0.0 Safari/537.36",
@@ -34,7 +35,7 @@ SESSION = Session(
     fingerprint="0263efb13f3b5016507ec11ba71a96f5fced3a4d",
 )
 CLUSTER = {
-    "id": "talos-default",
+    "id": NAME,
     "features": {},
     "kubernetes_version": "1.30.1",
     "talos_version": "1.7.4",
@@ -42,7 +43,7 @@ CLUSTER = {
 RECORD = {
     "event_type": "create",
     "resource_type": "Clusters.omni.sidero.dev",
-    "resource_id": "talos-default",
+    "resource_id": NAME,
     "event_ts": 1723466435280,
     "event_data": {"cluster": CLUSTER, "session": SESSION.model_dump(exclude_defaults=True)},
 }
@@ -60,7 +61,7 @@ def make_day(directory: Path, events: int) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (directory / f"{DAY}.jsonlog").open("wb", buffering=1 << 20) as file:
         for number in range(events):
-            file.write(orjson.dumps(RECORD | {"resource_id": f"cluster-{number % 5000}"}) + b"\n")
+            file.write(orjson.dumps(RECORD | {"resource_id": f"{NAME[:-4]}{number % 5000:04}"}) + b"\n")
 
 
 def timed(work: Callable[[], int]) -> Timed:
@@ -90,11 +91,11 @@ def create(own: Path, log: AuditLogger) -> Timed:
 
     def work() -> int:
         for _ in range(WRITES):
-            log.create("Clusters.omni.sidero.dev", "talos-default", cluster=CLUSTER)
+            log.create("Clusters.omni.sidero.dev", NAME, cluster=CLUSTER)
         return WRITES
 
     with log:
-        log.create("Clusters.omni.sidero.dev", "talos-default", cluster=CLUSTER)
+        log.create("Clusters.omni.sidero.dev", NAME, cluster=CLUSTER)
         return timed(work)
 
 
@@ -123,7 +124,7 @@ def write_many(own: Path, _log: Path) -> Timed:
         Event(
             event_type="create",
             resource_type="Clusters.omni.sidero.dev",
-            resource_id="talos-default",
+            resource_id=NAME,
             event_data=EventData.model_validate({"cluster": CLUSTER}),
         )
     ] * 64

@@ -96,6 +96,10 @@ def test_importing_the_logger_loads_no_optional_package() -> None:
     assert not optional & loaded_after("from auditlog import AuditLogger, AuditReader")
 
 
+def test_a_disabled_log_loads_no_pydantic() -> None:
+    assert "pydantic" not in loaded_after("from auditlog import AuditLogger; AuditLogger('').create('T')")
+
+
 def test_public_names_are_sorted_and_lead_where_type_checkers_look() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     seen = {

@@ -51,24 +51,23 @@ def encode(
     resource_id: str,
     data: Mapping[str, object],
     session: bytes,
-    *,
-    event_ts: int = 0,
-    extra: Mapping[str, object] | None = None,
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
+    extra: Mapping[str, object] | None = None,
+    event_ts: int = 0,
 ) -> Encoded:
     """Encode an event whose details are `data` (without the session) and an encoded session.
 
     `extra` are unknown top-level keys of an event that was read. A line over `max_line_bytes`
     has its longest strings cut (see limit.fit). Raises InvalidEvent, with the path of the field.
     """
-    if type(event_ts) is not int or event_ts < 0:
-        raise InvalidEvent("event_ts", "must be milliseconds since the epoch")
     if "session" in data:
         raise InvalidEvent("event_data.session", "is the bound session, no field of the event's details")
+    more = b""
     try:
         head = _head(event_type, resource_type, resource_id)
         members = _members(data, _quick)
-        more = _quick(extra) if extra else b""
+        if extra:
+            more = _quick(extra)
         tail = _tail(members, session, more)
     except (TypeError, InvalidEvent, _Doubtful):
         head = _head(
@@ -78,7 +77,8 @@ def encode(
         )
         data = _checked(data, "event_data")
         members = _members(data, _sorted_dump)
-        more = _sorted_dump(_checked(extra, "event")) if extra else b""
+        if extra:
+            more = _sorted_dump(_checked(extra, "event"))
         tail = _tail(members, session, more)
     excess = len(head) + TS_DIGITS + len(tail) - max_line_bytes
     if excess > 0:
@@ -92,6 +92,8 @@ def encode(
 
 def encode_event(event: Event, session: bytes, max_line_bytes: int = DEFAULT_MAX_LINE_BYTES) -> Encoded:
     """Encode an Event; `session` (encoded) is used where the event brings none of its own."""
+    if event.event_ts < 0:
+        raise InvalidEvent("event_ts", "must be milliseconds since the epoch")
     details = event.event_data
     data = {name: value for name, value in details.__dict__.items() if value is not None}
     data.pop("session", None)
@@ -103,9 +105,9 @@ def encode_event(event: Event, session: bytes, max_line_bytes: int = DEFAULT_MAX
         event.resource_id,
         data | (details.model_extra or {}),
         session,
-        event_ts=event.event_ts,
-        extra=event.model_extra,
-        max_line_bytes=max_line_bytes,
+        max_line_bytes,
+        event.model_extra,
+        event.event_ts,
     )
 
 
@@ -121,7 +123,7 @@ def decode(line: bytes) -> Event:
     Raises ValueError, with the reason, where the line is no event.
     """
     try:
-        event = Event.model_validate_json(line)
+        event = _event_validator()(line)
     except ValidationError as error:
         decode_record(line)  # broken JSON is the better reason, where it is the reason
         raise ValueError(str(invalid("event", error))) from None
@@ -145,6 +147,11 @@ def session_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
         return {}
     session = data.get("session", data)
     return session if isinstance(session, dict) else {}
+
+
+@cache
+def _event_validator() -> Callable[[bytes], Event]:
+    return TypeAdapter(Event).validator.validate_json
 
 
 def _with_flat_session(event: Event) -> Event:

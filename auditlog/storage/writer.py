@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, tzinfo
 from os import SEEK_END
+from time import monotonic_ns
 
 from ..errors import DiskFull, LoggerClosed, WriteFailed
 from ..events.codec import Encoded, line_at
@@ -28,6 +29,9 @@ log = logging.getLogger("auditlog")
 # A directory's mtime is as coarse as a tick before Linux 6.13: one that is younger than this may
 # stand still while another name comes or goes.
 _MTIME_GRAIN_NS = 20_000_000
+# Between two looks at the directory, a file that somebody moves away goes on being written, and a
+# day that another writer began before the clock was set back is not seen.
+_LOOK_EVERY_NS = 10_000_000
 _UNKNOWN = -1
 
 _new_tuple = tuple.__new__  # makes a Position in half the time of its own constructor
@@ -74,6 +78,7 @@ class Writer:
         self._end = _UNKNOWN  # of the file, where it is known to end with a whole line
         self._mtime_ns = _UNKNOWN  # of the directory, when the file was chosen
         self._from_ns = self._to_ns = 0  # the times for which the choice holds
+        self._look_again_ns = 0
         self._distrusted = False  # did a sync of the file fail?
         self._notices: list[str] = []  # logged when no lock is held: a handler is user code
         self.group = GroupCommit(self._path, self._files, self.directory.fd, self._progress, self._distrust)
@@ -152,18 +157,27 @@ class Writer:
     def _ready(self, now_ns: int) -> tuple[OpenFile, int]:
         """The file that takes a line at `now_ns`, and its end, which is the end of a line."""
         file = self._file
-        mtime_ns = self._files.stat(self.directory.fd).st_mtime_ns
         if (
             file is None
-            or mtime_ns != self._mtime_ns
+            or monotonic_ns() > self._look_again_ns
             or not self._from_ns <= now_ns < self._to_ns
             or self._distrusted
         ):
-            file = self._choose(now_ns, mtime_ns)
+            file = self._look(now_ns)
         end = self._files.seek(file.fd, 0, SEEK_END)
         if end != self._end:
             end = self._close_torn_tail(file.fd, end)
         return file, end
+
+    def _look(self, now_ns: int) -> OpenFile:
+        """See whether the choice of the file still holds, and choose anew if it may not."""
+        self._look_again_ns = monotonic_ns() + _LOOK_EVERY_NS
+        file = self._file
+        mtime_ns = self._files.stat(self.directory.fd).st_mtime_ns
+        in_window = self._from_ns <= now_ns < self._to_ns
+        if file is None or self._distrusted or not in_window or mtime_ns != self._mtime_ns:
+            return self._choose(now_ns, mtime_ns)
+        return file
 
     def _choose(self, now_ns: int, mtime_ns: int) -> OpenFile:
         """Decide the day, and open its file unless it is the one that is open.

@@ -277,7 +277,7 @@ def test_a_file_that_is_removed_or_renamed_is_noticed_and_begun_anew(
         path.unlink()
     else:
         path.rename(directory / "2024-08-12.jsonlog.1")
-    log.create("T", "2")
+    until(lambda: log.create("T", "2") and path.exists(), seconds=1)
     assert Reading(directory).ids == ["2"]
     assert "was removed or replaced while it was written" in caplog.text
 
