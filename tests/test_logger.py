@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -266,6 +267,27 @@ class TestSettings:
         with pytest.raises(DirectoryError, match=r"belongs to user 12345.*chown"):
             AuditLogger(directory)
         assert list(directory.iterdir()) == []
+
+    def test_a_directory_that_cannot_be_written_is_refused(self) -> None:
+        with recorded_log():  # loads all modules, which another user may not be able to read
+            pass
+        with tempfile.TemporaryDirectory() as parent:
+            os.chmod(parent, 0o755)
+            directory = Path(parent) / "audit-log"
+            directory.mkdir(mode=0o500)
+            if os.geteuid() == 0:
+                os.chown(directory, 65534, -1)
+            child = os.fork()
+            if child == 0:  # root may write anywhere: be somebody else
+                try:
+                    if os.geteuid() == 0:
+                        os.setuid(65534)
+                    AuditLogger(directory)
+                except DirectoryError as error:
+                    os._exit(0 if "permission denied; give this user the right" in str(error) else 2)
+                os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            directory.chmod(0o700)
 
     def test_missing_parents_are_made(self, tmp_path: Path) -> None:
         with AuditLogger(tmp_path / "a" / "b" / "audit-log", retention=Retention(days=1)) as log:
