@@ -6,7 +6,7 @@ import threading
 import time
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 
-from ..errors import LockTimeout, ReentrantWrite
+from ..errors import LockTimeout, ReentrantWrite, WriteFailed
 
 FIRST_PAUSE = 50e-6
 LONGEST_PAUSE = 2e-3
@@ -46,6 +46,9 @@ class AppendLock:
             flock(directory, _TRY)
         except BlockingIOError:
             self._poll(directory)
+        except OSError as error:
+            self._give_up()
+            raise WriteFailed(self._path, f"locking failed: {error.strerror}") from error
         except BaseException:
             self._give_up()
             raise

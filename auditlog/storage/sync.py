@@ -61,7 +61,7 @@ class GroupCommit:
         failed: Callable[[], None],
     ) -> None:
         self._path = path
-        self._file_operations = files
+        self._operations = files
         self._directory = directory
         self._progress = progress
         self._failed = failed
@@ -106,16 +106,29 @@ class GroupCommit:
             else:
                 self._leading = waiter.leads = True
         if not waiter.leads:
-            waiter.gate.acquire()
+            self._wait(waiter)
         if waiter.leads:
             self._lead(waiter)
         if waiter.error is not None:
             raise SyncFailed(*waiter.error.args)
 
+    def _wait(self, waiter: _Waiter) -> None:
+        try:
+            waiter.gate.acquire()
+        except BaseException:  # Ctrl-C: whoever is not there must not be given the lead
+            with self._mutex:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+                elif waiter.leads:
+                    self._hand_over()
+            raise
+
     def _lead(self, leader: _Waiter) -> None:
         done, newest = self._progress()  # before the sync, which therefore covers it
         with self._mutex:
             files = list(self._files)
+            # Only those: a file that is retired meanwhile may have got a line after its sync.
+            finished = [file for file in files if file.retired]
         error: SyncFailed | None = SyncFailed(self._path, "a sync was interrupted")
         try:
             for file in files:
@@ -126,52 +139,51 @@ class GroupCommit:
         finally:
             if error is not None:
                 self._failed()
-            self._finish(leader, done, newest, error, files)
+            leader.error = error
+            self._finish(done, newest, error, finished)
 
     def _sync_file(self, file: OpenFile) -> None:
-        self._file_operations.sync_data(file.fd)
+        self._operations.sync_data(file.fd)
         if not file.named:
-            self._file_operations.sync_directory(self._directory)
+            self._operations.sync_directory(self._directory)
             file.named = True
 
     def _finish(
-        self,
-        leader: _Waiter,
-        done: int,
-        newest: Position | None,
-        error: SyncFailed | None,
-        files: list[OpenFile],
+        self, done: int, newest: Position | None, error: SyncFailed | None, finished: list[OpenFile]
     ) -> None:
         with self._mutex:
-            leader.error = error
-            if error is None:
+            if error is not None:
+                self._unknown = done
+            else:
                 self._synced = max(self._synced, done)
                 if self._unknown == 0:
                     self._durable = newest
-            else:
-                self._unknown = done
-            finished = [file for file in files if file.retired]
-            self._files = [file for file in self._files if file not in finished]
-            covered = [waiter for waiter in self._waiters if waiter.goal <= done]
-            self._waiters = [waiter for waiter in self._waiters if waiter.goal > done]
-            successor = self._waiters.pop(0) if self._waiters else None
-            if successor is None:
-                self._leading = False
-            else:
-                successor.leads = True
-        for file in finished:
-            self._file_operations.close(file.fd)
-        for waiter in covered:
-            waiter.error = error
-            waiter.gate.release()
-        if successor is not None:
+            for file in finished:
+                if file in self._files:
+                    self._files.remove(file)
+                    self._operations.close(file.fd)
+            for waiter in [waiter for waiter in self._waiters if waiter.goal <= done]:
+                self._waiters.remove(waiter)
+                waiter.error = error
+                waiter.gate.release()
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Let the next one lead, or nobody. The caller holds the mutex."""
+        if self._waiters:
+            successor = self._waiters.pop(0)
+            successor.leads = True
             successor.gate.release()
+        else:
+            self._leading = False
 
     def close(self) -> None:
-        """Close every file that is still open. The caller has synced, or need not.
+        """Close every file that is still open. The caller has synced, or need not."""
+        with self._mutex:
+            self.abandon()
 
-        Takes no lock: in the child of a fork, the mutex may be held by a thread that is not there.
-        """
+    def abandon(self) -> None:
+        """`close`, in the child of a fork: the mutex may be held by a thread that is not there."""
         files, self._files = self._files, []
         for file in files:
-            self._file_operations.close(file.fd)
+            self._operations.close(file.fd)

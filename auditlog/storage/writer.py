@@ -69,9 +69,13 @@ class Writer:
         _writers.add(self)
 
     def _open(self) -> None:
+        self.directory = Directory(self._path, self._files, create=True)
+        self._begin()
+
+    def _begin(self) -> None:
+        """The state of a writer that has written nothing yet."""
         self._lock = AppendLock(self._path, self._lock_timeout)
         self._inherited = False
-        self.directory = Directory(self._path, self._files, create=True)
         self.appends = 0
         self.newest: Position | None = None  # the last line that was appended here
         self._file: OpenFile | None = None
@@ -99,10 +103,10 @@ class Writer:
         When it returns, the whole lines are with the kernel. Raises WriteFailed (DiskFull,
         LockTimeout, ReentrantWrite) or LoggerClosed.
         """
-        if self._inherited:
-            self._open_own()
         if self.closed:
             raise LoggerClosed(self._path)
+        if self._inherited:
+            self._open_own()
         directory = self.directory.fd
         positions: list[Position] = []
         lines: list[bytes] = []
@@ -274,15 +278,16 @@ class Writer:
             return
         try:
             file = self._open_existing(day)
+            try:
+                self._close_torn_tail(file.fd, self._files.seek(file.fd, 0, SEEK_END))
+            finally:
+                self._let_go(file)
         except FileNotFoundError:
             return  # swept meanwhile
-        except WriteFailed as error:
-            self._notices.append(f"the day that ended was left as it is: {error}")
-            return
-        try:
-            self._close_torn_tail(file.fd, self._files.seek(file.fd, 0, SEEK_END))
-        finally:
-            self._let_go(file)
+        except (OSError, WriteFailed) as error:
+            # Nothing will be appended there: its tail, if it is torn, is damage with or without a
+            # newline. The new day must not wait for it.
+            self._notices.append(f"{day_file_name(day)}, which ended, was left as it is: {error}")
 
     def _close_torn_tail(self, fd: int, end: int) -> int:
         """Make sure that the file ends with a whole line, and return its end.
@@ -315,13 +320,16 @@ class Writer:
 
     def close(self) -> None:
         """Close all files; writing afterwards raises LoggerClosed."""
-        _writers.discard(self)
+        if self._inherited:
+            self.closed = True  # there is nothing of our own to close
+            return
         with self.locked():
             self.closed = True
-        self._abandon()
-
-    def _abandon(self) -> None:
+        _writers.discard(self)
         self.group.close()
+        self._close_rest()
+
+    def _close_rest(self) -> None:
         if self._file is not None and not self._synced:
             self._files.close(self._file.fd)
         self.directory.close()
@@ -335,7 +343,11 @@ class Writer:
     def _after_fork_in_child(self) -> None:
         # A descriptor of the parent's is closed at once and never unlocked: its flock is one
         # lock of both processes. The rest waits for the child's first append (_open_own).
-        self._abandon()
+        if self._inherited or self.closed:
+            return
+        self.group.abandon()
+        self._close_rest()
+        self._begin()
         self._opening = threading.Lock()
         self._inherited = True
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from auditlog import AuditReader, CorruptLine
+from auditlog import AuditLogger, AuditReader, CorruptLine
 from tests.conftest import Start
 from tests.helpers import until
 from tests.programs.shared_clock import SharedClock
@@ -148,8 +148,6 @@ def test_fork_takes_no_lock_and_no_descriptor_along(directory: Path, start: Star
 
 
 def test_a_forked_child_of_a_closed_logger_leaves_the_parents_descriptors_alone(directory: Path) -> None:
-    from auditlog import AuditLogger
-
     AuditLogger(directory).close()
     read, write = os.pipe()
     pid = os.fork()
@@ -160,3 +158,21 @@ def test_a_forked_child_of_a_closed_logger_leaves_the_parents_descriptors_alone(
     assert os.read(read, 10) == b"alive"
     os.close(read)
     os.close(write)
+
+
+def test_a_forked_child_that_writes_nothing_can_flush_and_close(directory: Path) -> None:
+    log = AuditLogger(directory, fsync="always")
+    log.create("T", "1")
+    group = log._engine.writer.group  # type: ignore[union-attr]
+    with group._mutex:  # as if a thread of the parent were inside
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(10)
+            log.flush()
+            log.close()
+            log.close()
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    log.create("T", "2")
+    log.close()
+    assert read_ids(directory, []) == ["1", "2"]

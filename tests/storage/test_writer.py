@@ -4,6 +4,7 @@ import errno
 import fcntl
 import logging
 import os
+import signal
 import stat
 import threading
 from collections.abc import Callable
@@ -404,6 +405,80 @@ class TestSync:
         for thread in threads:
             thread.join()
         assert files.calls["sync_data"] == 2
+
+    def test_a_line_that_comes_between_a_sync_and_the_end_of_the_day_is_synced(
+        self, open_log: OpenLog, clock: FixedClock, directory: Path
+    ) -> None:
+        entered, release = threading.Event(), threading.Event()
+        release.set()
+        synced: set[tuple[int, int]] = set()
+
+        class SlowFiles(FailingFiles):
+            def sync_data(self, fd: int) -> None:
+                synced.add((os.fstat(fd).st_ino, os.fstat(fd).st_size))
+                super().sync_data(fd)
+                entered.set()
+                release.wait(10)
+
+        log = open_log(fsync="interval", fsync_interval=1000, files=SlowFiles())
+        log.create("T", "1")
+        until(lambda: not log._engine.writer.group._leading)  # type: ignore[union-attr]
+        entered.clear()
+        release.clear()
+        leader = threading.Thread(target=log.flush)
+        leader.start()
+        assert entered.wait(10)  # "1" is on the disk, and the leader has not told so yet
+        log.create("T", "2")
+        clock.advance(DAY)
+        log.create("T", "3")  # the first day's file gets no further line
+        release.set()
+        leader.join()
+        log.flush()
+        for path in directory.glob("*.jsonlog"):
+            assert (path.stat().st_ino, path.stat().st_size) in synced, path.name
+
+    def test_a_waiter_that_is_interrupted_leaves_the_others_their_syncs(self, open_log: OpenLog) -> None:
+        entered, release = threading.Event(), threading.Event()
+        release.set()
+
+        class SlowFiles(FailingFiles):
+            def sync_data(self, fd: int) -> None:
+                entered.set()
+                release.wait(10)
+                super().sync_data(fd)
+
+        log = open_log(fsync="always", files=SlowFiles())
+        log.create("T", "0")
+        entered.clear()
+        release.clear()
+        leader = threading.Thread(target=log.create, args=("T", "1"))
+        leader.start()
+        assert entered.wait(10)
+
+        def interrupt() -> None:
+            until(lambda: len(log._engine.writer.group._waiters) == 1)  # type: ignore[union-attr]
+            os.kill(os.getpid(), signal.SIGINT)
+
+        helper = threading.Thread(target=interrupt)
+        helper.start()
+        with pytest.raises(KeyboardInterrupt):
+            log.create("T", "2")
+        helper.join()
+        release.set()
+        leader.join()
+        assert log.create("T", "3") == log.durable_through()
+
+
+def test_yesterdays_file_never_stops_today(
+    directory: Path, open_log: OpenLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_day(directory, "2024-08-11", b"{torn")
+    files = FailingFiles()
+    log = open_log(files=files)
+    files.fail("open_append", errno.EACCES)
+    log.create("T", "1")
+    assert Reading(directory).ids == ["1"]
+    assert "2024-08-11.jsonlog, which ended, was left as it is" in caplog.text
 
 
 def test_another_zone_is_refused_and_the_first_writers_is_kept(directory: Path, open_log: OpenLog) -> None:
