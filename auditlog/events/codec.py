@@ -210,10 +210,11 @@ def _members(data: Mapping[str, Any], dump: Dump) -> dict[str, object]:
 
 def _checked(data: Mapping[str, object], path: str) -> dict[str, Any]:
     """`data` as plain JSON values, each of them walked; the first that is none is named."""
-    return {
-        name: canonical(_fields_of(value) if isinstance(value, Model) else value, f"{path}.{name}")
-        for name, value in data.items()
-    }
+    checked = {}
+    for name, value in data.items():
+        fields = _fields_of(value) if isinstance(value, Model) else value
+        checked[str(canonical(name, path))] = canonical(fields, f"{path}.{name}")
+    return checked
 
 
 def _order(name: str) -> tuple[int, str]:

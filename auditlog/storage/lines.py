@@ -55,6 +55,9 @@ def backwards(fd: int, day: date, end: int | None, newest: bool, damaged: Damage
         while end > 0:
             begin = max(0, end - size)
             block = os.pread(fd, end - begin, begin)
+            if len(block) < end - begin:
+                end = begin + len(block)  # somebody truncated the file meanwhile
+                continue
             # Where the first whole line of the block starts; a newline at its end is no start.
             first = 0 if begin == 0 else block.find(b"\n", 0, len(block) - 1) + 1
             if begin > 0 and first == 0:

@@ -227,6 +227,11 @@ def test_a_refusal_never_repeats_the_value() -> None:
     assert caught.value.__cause__ is None
 
 
+def test_a_lone_surrogate_in_a_name_becomes_the_replacement_character() -> None:
+    assert details_of({"a\ud800": 1}) == '"a\ufffd":1'.encode()
+    assert details_of({"cluster": {"id": "c", "\udfff": 1}}) == '"cluster":{"id":"c","\ufffd":1}'.encode()
+
+
 def test_nesting_up_to_64_levels_is_written() -> None:
     assert details_of({"x": nested(64)}) == b'"x":' + b"[" * 64 + b"1" + b"]" * 64
     assert details_of({"x": "[" * 100}) == b'"x":"' + b"[" * 100 + b'"'

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auditlog import CorruptLine, Position
+from auditlog import AuditReader, CorruptLine, Position
 from auditlog.events.limit import MAX_LINE_BYTES
 from auditlog.storage import lines
 from auditlog.storage.files import Files
@@ -90,6 +90,14 @@ def test_a_line_that_grows_while_it_is_read_is_not_a_line_yet(directory: Path) -
     rest = [entry.line for entry in reading]
     assert rest in ([], [b'{"half":1}\n'])
     assert damage == []
+
+
+def test_a_file_that_is_truncated_while_it_is_read_backwards_ends_the_read(directory: Path) -> None:
+    path = write_day(directory, DAY, b"".join(line(number, padding="x" * 1000) for number in range(500)))
+    reading = AuditReader(directory).read(newest_first=True)
+    assert next(reading).record["resource_id"] == "499"
+    path.write_bytes(line(7))
+    assert [entry.record["resource_id"] for entry in reading][-1:] == ["7"]
 
 
 @pytest.mark.parametrize(
