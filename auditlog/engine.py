@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
@@ -19,6 +20,8 @@ from .storage.retention import Retention, RetentionSweeper
 from .storage.writer import Writer
 
 _DAY_MS = 86_400_000
+
+log = logging.getLogger("auditlog")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Engine:
         self._max_line_bytes = settings.max_line_bytes
         self._sweep: SweepJob | None = None
         self._background: list[Periodic] = []
+        self._sync_error = ""
         self.writer = Writer(
             path,
             settings.zone,
@@ -82,9 +86,9 @@ class Engine:
         for event in events:
             if not isinstance(event, Event):
                 raise InvalidEvent("event", f"must be an Event, not {type(event).__name__}")
+            encoded.append(encode_event(event, session, self._max_line_bytes))
             if event.event_ts > latest:
                 raise InvalidEvent("event_ts", "is more than a day ahead of the clock")
-            encoded.append(encode_event(event, session, self._max_line_bytes))
         return self._append(encoded) if encoded else []
 
     def _append_durably(self, events: Sequence[Encoded]) -> list[Position]:
@@ -107,14 +111,9 @@ class Engine:
 
     def close(self) -> None:
         """Flush, and end everything. A second call does nothing."""
-        if self.writer.closed:
-            return
         for job in self._background:
             job.stop()
-        try:
-            self.flush()
-        finally:
-            self.writer.close()
+        self.writer.close()
 
     @property
     def retention_status(self) -> RetentionStatus:
@@ -151,5 +150,11 @@ class Engine:
             self._background.append(Periodic("auditlog-sweep", self._sweep.run))
 
     def _sync(self) -> float:
-        self.flush()
+        try:
+            self.flush()
+            self._sync_error = ""
+        except SyncFailed as error:
+            if self._sync_error != str(error):  # once, not every second
+                log.error("%s", error)
+            self._sync_error = str(error)
         return self.settings.fsync_interval

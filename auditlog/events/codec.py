@@ -92,13 +92,16 @@ def encode(
 
 def encode_event(event: Event, session: bytes, max_line_bytes: int = DEFAULT_MAX_LINE_BYTES) -> Encoded:
     """Encode an Event; `session` (encoded) is used where the event brings none of its own."""
-    if event.event_ts < 0:
+    if type(event.event_ts) is not int or event.event_ts < 0:
         raise InvalidEvent("event_ts", "must be milliseconds since the epoch")
     details = event.event_data
     data = {name: value for name, value in details.__dict__.items() if value is not None}
     data.pop("session", None)
     if details.session is not None:
         session = encode_session(details.session)
+    extra = event.model_extra or {}
+    if type(event) is not Event:  # a subclass may have fields of its own
+        extra |= {name: value for name, value in event.__dict__.items() if name not in Event.model_fields}
     return encode(
         event.event_type,
         event.resource_type,
@@ -106,7 +109,7 @@ def encode_event(event: Event, session: bytes, max_line_bytes: int = DEFAULT_MAX
         data | (details.model_extra or {}),
         session,
         max_line_bytes,
-        event.model_extra,
+        extra,
         event.event_ts,
     )
 
@@ -163,7 +166,7 @@ def _with_flat_session(event: Event) -> Event:
         return event
     own = {name: value for name, value in extra.items() if name not in flat}
     known = {name: value for name, value in event.event_data if name not in extra}
-    data = EventData.model_construct(**known | own | {"session": session})
+    data = EventData.model_validate(known | own | {"session": session})
     return event.model_copy(update={"event_data": data})
 
 

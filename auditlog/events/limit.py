@@ -23,27 +23,29 @@ SHORTEST_CUT = 1024  # bytes: no string that fits into this is ever cut
 _ids = frozenset({"id", "cluster_id", "cluster_name", "cluster_uuid"})
 
 
-def fit(data: dict[str, Any], budget: int, encode: Callable[[dict[str, Any]], bytes]) -> bytes:
-    """Return `encode(data)` with at most `budget` bytes, `data` cut as far as that needs.
+def fit(original: dict[str, Any], budget: int, encode: Callable[[dict[str, Any]], bytes]) -> bytes:
+    """Return `encode` of `original` with at most `budget` bytes, cut as far as that needs.
 
-    Raises InvalidEvent where what must not be cut is over the limit by itself.
+    Raises InvalidEvent where what may be cut is not enough.
     """
     cap = max(budget, SHORTEST_CUT)
+    data = original
     while cap > SHORTEST_CUT:
         cap = max(cap // 2, SHORTEST_CUT)
-        data = {name: _keep_ids(value, _cut(value, cap), name) for name, value in data.items()}
+        data = {name: _keep_ids(value, _cut(value, cap), name) for name, value in original.items()}
         if len(encoded := encode(data)) <= budget:
             return encoded
     excess = len(encode(data)) - budget
     by_size = sorted(((len(orjson.dumps(data[name])), name) for name in data), reverse=True)
     for size, name in by_size:
-        if excess <= 0:
-            break
-        replaced = _keep_ids(data[name], _replacement(data[name]), name)
-        excess -= size - len(orjson.dumps(replaced))
+        replaced = _keep_ids(original[name], _replacement(original[name]), name)
+        gain = size - len(orjson.dumps(replaced))
+        if gain <= 0 or excess <= 0:
+            continue
         data[name] = replaced
+        excess -= gain
     if len(encoded := encode(data)) > budget:
-        raise InvalidEvent("event_data", "too large: its ids and session alone are over the limit")
+        raise InvalidEvent("event_data", "over the limit, and too little of it is long enough to be cut")
     return encoded
 
 

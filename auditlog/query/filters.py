@@ -80,11 +80,15 @@ def cluster_of(record: Mapping[str, Any]) -> str:
     return ""
 
 
-def _occurs(text: str, value: object) -> bool:
-    if isinstance(value, str):
-        return text in value.casefold()
-    if isinstance(value, dict):
-        return any(_occurs(text, member) for member in value.values())
-    if isinstance(value, list):
-        return any(_occurs(text, member) for member in value)
+def _occurs(text: str, record: object) -> bool:
+    values = [record]  # a stack of our own: a stored line may be nested deeper than Python's
+    while values:
+        value = values.pop()
+        if isinstance(value, str):
+            if text in value.casefold():
+                return True
+        elif isinstance(value, dict):
+            values += value.values()
+        elif isinstance(value, list):
+            values += value
     return False

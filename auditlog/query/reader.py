@@ -71,6 +71,8 @@ class AuditReader:
         """
         if limit is not None and (type(limit) is not int or limit < 0):
             raise InvalidSetting("limit", limit, "must be a number of entries, or None")
+        if not isinstance(where, Filter | None):
+            raise InvalidSetting("where", where, "must be a Filter, or None")
         with self._directory() as directory:
             zone = load_zone(directory.read_state().timezone or "UTC")[1]
             span = parse_range(start, end, zone)
@@ -88,6 +90,8 @@ class AuditReader:
         """The offset in the position's day at which the read goes on, once that is checked."""
         if not isinstance(after, Position):
             raise InvalidSetting("after", after, "must be a Position; Position.parse reads its text")
+        if after.offset < 0:
+            raise PositionInvalid(after, "no line starts there")
         if after == Position.START:
             return None
         fd = directory.open_day(after.day)
@@ -110,8 +114,8 @@ class AuditReader:
         offset: int | None,
         newest_first: bool,
     ) -> Iterator[Iterator[Entry]]:
-        newest = days[-1] if days else None
         with self._directory() as directory:
+            newest = next((day for day in reversed(days) if directory.has_file(day)), None)
             for day in reversed(days) if newest_first else days:
                 if not span.first <= day <= span.last:
                     continue

@@ -51,11 +51,8 @@ def parse_range(start: Bound, end: Bound, zone: tzinfo) -> Range:
         first, last = _bound(start), _bound(end)
     except ValueError as error:
         raise InvalidRange(start, end, str(error)) from None
-    if first is not None and last is not None:
-        opens = first if isinstance(first, datetime) else start_of(first, zone)
-        closes = last if isinstance(last, datetime) else _end_of(last, zone)
-        if closes < opens or (closes == opens and not isinstance(last, datetime)):
-            raise InvalidRange(start, end, "the end is before the start")
+    if first is not None and last is not None and _is_before(last, first, zone):
+        raise InvalidRange(start, end, "the end is before the start")
     return Range(
         first=_first_day(first, zone),
         last=date.max if last is None or isinstance(last, datetime) else last,
@@ -88,8 +85,12 @@ def _first_day(first: date | datetime | None, zone: tzinfo) -> date:
         return date.min
 
 
-def _end_of(day: date, zone: tzinfo) -> datetime:
-    return start_of(min(day, date.max - ONE_DAY) + ONE_DAY, zone)
+def _is_before(last: date | datetime, first: date | datetime, zone: tzinfo) -> bool:
+    if isinstance(last, datetime):
+        return last < (first if isinstance(first, datetime) else start_of(first, zone))
+    if isinstance(first, datetime):
+        return start_of(min(last, date.max - ONE_DAY) + ONE_DAY, zone) <= first
+    return last < first
 
 
 def _milliseconds(instant: datetime) -> int:

@@ -104,8 +104,16 @@ class Directory:
 
     def days(self) -> list[date]:
         """The days that have a file, oldest first. Stray names are passed over."""
-        days = (parse_day_file_name(name) for name in self._files.names(self.fd))
-        return sorted(day for day in days if day is not None)
+        try:
+            days = (parse_day_file_name(name) for name in self._files.names(self.fd))
+            return sorted(day for day in days if day is not None)
+        except OSError as error:
+            raise self._refusal(error) from error
+
+    def has_file(self, day: date) -> bool:
+        """Does a regular file stand in the day's place?"""
+        found = self.stat_day(day)
+        return found is not None and stat.S_ISREG(found.st_mode)
 
     def stat_day(self, day: date) -> os.stat_result | None:
         """The stat of what stands in a day file's place, links not followed; None if nothing."""

@@ -32,8 +32,16 @@ class Files:
     def make_directory(self, path: str) -> None:
         """Create a directory with its parents, unless it exists; it is for its owner only."""
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with suppress(FileExistsError):  # another process was faster, or it is no directory
+        try:
             os.mkdir(path, DIRECTORY_MODE)
+        except FileExistsError:  # another process was faster, or it is no directory
+            return
+        os.chmod(path, DIRECTORY_MODE)  # a umask may have taken the owner's bits
+        parent = self.open_directory(os.path.dirname(path) or ".")
+        try:
+            self.sync_directory(parent)
+        finally:
+            self.close(parent)
 
     def open_directory(self, path: str, directory: int | None = None) -> int:
         """Open a directory: `path` by itself may be a link, a name below `directory` may not."""
@@ -44,6 +52,7 @@ class Files:
         """Open a directory of ours below `directory`, and create it where it is missing."""
         with suppress(FileExistsError):
             os.mkdir(name, DIRECTORY_MODE, dir_fd=directory)
+            os.chmod(name, DIRECTORY_MODE, dir_fd=directory)
         return self.open_directory(name, directory)
 
     def open_append(self, directory: int, name: str) -> int:
@@ -82,13 +91,20 @@ class Files:
     def replace(self, directory: int, name: str, content: bytes) -> None:
         """Replace a whole file durably: a reader sees the old content or the new, never a mix."""
         new = f"{name}.{os.getpid()}.new"
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, FILE_MODE, dir_fd=directory)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        fd = os.open(new, flags, FILE_MODE, dir_fd=directory)
         try:
-            self.write(fd, content)
-            self.sync_data(fd)
-        finally:
-            self.close(fd)
-        os.rename(new, name, src_dir_fd=directory, dst_dir_fd=directory)
+            try:
+                os.fchmod(fd, FILE_MODE)
+                while content:
+                    content = content[self.write(fd, content) :]
+                self.sync_data(fd)
+            finally:
+                self.close(fd)
+            os.rename(new, name, src_dir_fd=directory, dst_dir_fd=directory)
+        except BaseException:
+            self.remove(directory, new)
+            raise
         self.sync_directory(directory)
 
     def remove(self, directory: int, name: str) -> None:

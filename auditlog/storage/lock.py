@@ -6,7 +6,7 @@ import threading
 import time
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 
-from ..errors import LockTimeout, ReentrantWrite, WriteFailed
+from ..errors import LockTimeout, LoggerClosed, ReentrantWrite, WriteFailed
 
 FIRST_PAUSE = 50e-6
 LONGEST_PAUSE = 2e-3
@@ -32,14 +32,20 @@ class AppendLock:
         self._timeout = timeout
         self._thread_lock = threading.RLock()
         self._held = False  # read and written only by the owner of the thread lock
+        self.closed = False  # as that
 
     def acquire(self, directory: int) -> None:
-        """Take both locks. Raises LockTimeout, or ReentrantWrite from inside a write."""
+        """Take both locks.
+
+        Raises LockTimeout, ReentrantWrite from inside a write, or LoggerClosed after `close`.
+        """
         lock = self._thread_lock
         if not lock.acquire(False) and not lock.acquire(timeout=self._timeout):
             raise self._timed_out()
-        if self._held:
+        if self._held or self.closed:
             self._thread_lock.release()
+            if self.closed:
+                raise LoggerClosed(self._path)  # before the descriptor is used: its number is free
             raise ReentrantWrite(self._path, "an event was written from inside a write")
         self._held = True
         try:
@@ -85,6 +91,15 @@ class AppendLock:
 
     def _timed_out(self) -> LockTimeout:
         return LockTimeout(self._path, f"the append lock was not free for {self._timeout:g} s")
+
+    def close(self) -> bool:
+        """Let nobody in any more, once the holder has left; False if it was closed before.
+
+        Waits for no other process: only this one's threads use the descriptor.
+        """
+        with self._thread_lock:
+            first, self.closed = not self.closed, True
+            return first
 
     def before_fork(self) -> None:
         """Keep all threads out, so that the child's copy of the log's state is a whole one."""

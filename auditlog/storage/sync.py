@@ -7,11 +7,13 @@ others. The append lock is never held meanwhile, so lines go on being written du
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import date
 
-from ..errors import SyncFailed
+from ..errors import ReentrantWrite, SyncFailed
 from .files import Files
 from .layout import Position
 
@@ -49,7 +51,7 @@ class GroupCommit:
     goes on with a new descriptor.
 
     `_mutex` protects the fields below it, is held for moments only, and is the innermost lock:
-    nothing is taken while it is held.
+    nothing is taken while it is held. It is re-entrant for signal handlers that append.
     """
 
     def __init__(
@@ -65,7 +67,8 @@ class GroupCommit:
         self._directory = directory
         self._progress = progress
         self._failed = failed
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
+        self._inside: set[int] = set()  # the threads that are in `sync`
         self._files: list[OpenFile] = []
         self._waiters: list[_Waiter] = []
         self._leading = False
@@ -91,8 +94,19 @@ class GroupCommit:
     def sync(self) -> None:
         """Return when all that was appended before the call is on the disk.
 
-        Raises SyncFailed if that is not certain.
+        Raises SyncFailed if that is not certain, and ReentrantWrite from a signal handler that
+        interrupted a sync of its own thread.
         """
+        me = threading.get_ident()
+        if me in self._inside:
+            raise ReentrantWrite(self._path, "a sync was asked for from inside a sync")
+        self._inside.add(me)
+        try:
+            self._sync()
+        finally:
+            self._inside.discard(me)
+
+    def _sync(self) -> None:
         goal, _ = self._progress()
         with self._mutex:
             if 0 < goal <= self._unknown:
@@ -100,19 +114,20 @@ class GroupCommit:
                 raise SyncFailed(self._path, "an earlier sync failed and nothing came after it")
             if self._synced >= goal and not any(file.retired or not file.named for file in self._files):
                 return
-            waiter = _Waiter(goal)
-            if self._leading:
-                self._waiters.append(waiter)
-            else:
-                self._leading = waiter.leads = True
-        if not waiter.leads:
-            self._wait(waiter)
+        waiter = self._queue(goal)
         if waiter.leads:
             self._lead(waiter)
         if waiter.error is not None:
             raise SyncFailed(*waiter.error.args)
 
-    def _wait(self, waiter: _Waiter) -> None:
+    def _queue(self, goal: int) -> _Waiter:
+        """Return when the waiter leads, or somebody's sync has covered its goal."""
+        waiter = _Waiter(goal)
+        with self._mutex:
+            if not self._leading:
+                self._leading = waiter.leads = True
+                return waiter
+            self._waiters.append(waiter)
         try:
             waiter.gate.acquire()
         except BaseException:  # Ctrl-C: whoever is not there must not be given the lead
@@ -122,6 +137,7 @@ class GroupCommit:
                 elif waiter.leads:
                     self._hand_over()
             raise
+        return waiter
 
     def _lead(self, leader: _Waiter) -> None:
         done, newest = self._progress()  # before the sync, which therefore covers it
@@ -139,6 +155,8 @@ class GroupCommit:
         finally:
             if error is not None:
                 self._failed()
+                # What was written during the sync may be among what was lost.
+                done, _ = self._progress()
             leader.error = error
             self._finish(done, newest, error, finished)
 
@@ -158,15 +176,19 @@ class GroupCommit:
                 self._synced = max(self._synced, done)
                 if self._unknown == 0:
                     self._durable = newest
-            for file in finished:
-                if file in self._files:
-                    self._files.remove(file)
-                    self._operations.close(file.fd)
+            finished = [file for file in finished if file in self._files]
+            self._files = [file for file in self._files if file not in finished]
             for waiter in [waiter for waiter in self._waiters if waiter.goal <= done]:
                 self._waiters.remove(waiter)
                 waiter.error = error
                 waiter.gate.release()
             self._hand_over()
+        self._close(finished)
+
+    def _close(self, files: list[OpenFile]) -> None:
+        for file in files:
+            with suppress(OSError):  # its lines are synced, or known not to be
+                self._operations.close(file.fd)
 
     def _hand_over(self) -> None:
         """Let the next one lead, or nobody. The caller holds the mutex."""
@@ -178,12 +200,15 @@ class GroupCommit:
             self._leading = False
 
     def close(self) -> None:
-        """Close every file that is still open. The caller has synced, or need not."""
+        """Close every file that is still open. The caller has synced, and nothing is appended."""
+        if threading.get_ident() in self._inside:
+            return  # a signal handler inside a sync: the process ends, and its descriptors with it
+        self._queue(sys.maxsize)  # until nobody else leads
         with self._mutex:
-            self.abandon()
+            files, self._files = self._files, []
+            self._hand_over()
+        self._close(files)
 
     def abandon(self) -> None:
-        """`close`, in the child of a fork: the mutex may be held by a thread that is not there."""
-        files, self._files = self._files, []
-        for file in files:
-            self._operations.close(file.fd)
+        """Close all files in the child of a fork, where locks may be held by nobody who is there."""
+        self._close(self._files)

@@ -15,7 +15,7 @@ from datetime import date, tzinfo
 from os import SEEK_END
 from time import monotonic_ns
 
-from ..errors import DiskFull, LoggerClosed, WriteFailed
+from ..errors import DiskFull, WriteFailed
 from ..events.codec import Encoded, line_at
 from .days import ONE_DAY, Clock, day_at, start_ns
 from .directory import Directory
@@ -64,9 +64,10 @@ class Writer:
         self._synced = synced
         self._forked = forked
         self._warned: set[date] = set()
-        self.closed = False
+        self._inherited = False  # by the child of a fork, which has not opened its own yet
         self._open()
-        _writers.add(self)
+        with _writers_lock:
+            _writers.add(self)
 
     def _open(self) -> None:
         self.directory = Directory(self._path, self._files, create=True)
@@ -75,7 +76,6 @@ class Writer:
     def _begin(self) -> None:
         """The state of a writer that has written nothing yet."""
         self._lock = AppendLock(self._path, self._lock_timeout)
-        self._inherited = False
         self.appends = 0
         self.newest: Position | None = None  # the last line that was appended here
         self._file: OpenFile | None = None
@@ -103,8 +103,6 @@ class Writer:
         When it returns, the whole lines are with the kernel. Raises WriteFailed (DiskFull,
         LockTimeout, ReentrantWrite) or LoggerClosed.
         """
-        if self.closed:
-            raise LoggerClosed(self._path)
         if self._inherited:
             self._open_own()
         directory = self.directory.fd
@@ -113,8 +111,6 @@ class Writer:
         start = written = 0
         self._lock.acquire(directory)
         try:
-            if self.closed:
-                raise LoggerClosed(self._path)
             now_ns = self._time_ns()
             file, start = self._ready(now_ns)
             now_ms = now_ns // 1_000_000
@@ -318,16 +314,26 @@ class Writer:
         for notice in notices:
             log.warning("%s: %s", self._path, notice)
 
+    @property
+    def closed(self) -> bool:
+        """Was `close` called?"""
+        return self._lock.closed
+
     def close(self) -> None:
-        """Close all files; writing afterwards raises LoggerClosed."""
-        if self._inherited:
-            self.closed = True  # there is nothing of our own to close
+        """Sync what was appended, and close all files; writing afterwards raises LoggerClosed.
+
+        A second call does nothing. Raises SyncFailed, with all files closed.
+        """
+        if not self._lock.close() or self._inherited:
             return
-        with self.locked():
-            self.closed = True
-        _writers.discard(self)
-        self.group.close()
-        self._close_rest()
+        with _writers_lock:
+            _writers.discard(self)
+        try:
+            if self._synced:
+                self.group.sync()
+        finally:
+            self.group.close()
+            self._close_rest()
 
     def _close_rest(self) -> None:
         if self._file is not None and not self._synced:
@@ -343,26 +349,28 @@ class Writer:
     def _after_fork_in_child(self) -> None:
         # A descriptor of the parent's is closed at once and never unlocked: its flock is one
         # lock of both processes. The rest waits for the child's first append (_open_own).
-        if self._inherited or self.closed:
-            return
-        self.group.abandon()
-        self._close_rest()
+        if not self._inherited:
+            self.group.abandon()
+            self._close_rest()
         self._begin()
         self._opening = threading.Lock()
         self._inherited = True
 
     def _open_own(self) -> None:
         with self._opening:
-            if self._inherited:
+            if self._inherited and not self.closed:
                 self._open()
                 self._forked()
+                self._inherited = False  # last: other threads of the child wait for all of it
 
 
 _writers: weakref.WeakSet[Writer] = weakref.WeakSet()
+_writers_lock = threading.Lock()  # protects _writers; taken before the append locks, at a fork
 _forking = threading.local()  # the writers whose locks this thread holds across its fork
 
 
 def _before_fork() -> None:
+    _writers_lock.acquire()
     _forking.writers = list(_writers)
     for writer in _forking.writers:
         writer._before_fork()
@@ -371,11 +379,16 @@ def _before_fork() -> None:
 def _after_fork_in_parent() -> None:
     for writer in _forking.writers:
         writer._after_fork_in_parent()
+    _forking.writers = []
+    _writers_lock.release()
 
 
 def _after_fork_in_child() -> None:
+    global _writers_lock
     for writer in _forking.writers:
         writer._after_fork_in_child()
+    _forking.writers = []
+    _writers_lock = threading.Lock()
 
 
 os.register_at_fork(

@@ -41,6 +41,14 @@ def test_the_longest_strings_are_cut_with_length_and_hash_of_the_original() -> N
     assert details["config_patch"]["id"] == "p"
 
 
+def test_marker_and_replacement_are_about_the_original() -> None:
+    details = details_of({"p": "a" * 50_000, "q": "b" * 50_000})
+    assert f"[cut: 50000 bytes, sha256 {sha256(b'a' * 50_000).hexdigest()}]" in details["p"]
+    assert f"[cut: 50000 bytes, sha256 {sha256(b'b' * 50_000).hexdigest()}]" in details["q"]
+    many = details_of({"many": ["c" * 60_000] * 20})
+    assert many["many"]["truncated"]["bytes"] == 20 * 60_003 + 1
+
+
 def test_a_field_without_long_strings_is_replaced_and_keeps_its_ids() -> None:
     labels = {f"label-{number}": "v" for number in range(2000)}
     details = details_of({"machine_set": {"id": "m", "cluster_id": "c", "labels": labels}, "own": [1]})
@@ -70,7 +78,7 @@ def test_our_own_facts_and_the_session_are_never_cut() -> None:
     [({}, b'{"email":"%b"}' % (b"e" * LIMIT)), ({"audit": {"action": "a" * LIMIT}}, b"{}")],
 )
 def test_what_cannot_be_cut_down_is_refused(data: dict[str, Any], session: bytes) -> None:
-    with pytest.raises(InvalidEvent, match="over the limit"):
+    with pytest.raises(InvalidEvent, match="over the limit, and too little"):
         line_of(data, session)
 
 

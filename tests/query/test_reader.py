@@ -63,6 +63,7 @@ class TestRanges:
             ("2024-07-01", "2024-07-31", []),
             ("2023-01-01", "2030-01-01", [1, 2, 3, 4, 5, 6, 7]),
             (date.min, date.max, [1, 2, 3, 4, 5, 6, 7]),
+            (date.max, date.max, []),
         ],
     )
     def test_days_are_whole_and_both_are_included(
@@ -136,6 +137,10 @@ class TestOrderAndLimit:
         with pytest.raises(InvalidSetting, match="limit="):
             AuditReader(week).read(limit=limit)
 
+    def test_a_filter_that_is_none_is_refused(self, week: Path) -> None:
+        with pytest.raises(InvalidSetting, match="where="):
+            AuditReader(week).read(where={"actor": "a"})  # type: ignore[arg-type]
+
     def test_a_read_can_be_cut_into_pages_in_either_direction(self, week: Path) -> None:
         for newest_first in (False, True):
             pages: list[str] = []
@@ -163,7 +168,7 @@ class TestAfter:
         with pytest.raises(PositionExpired, match="its day is gone; start again"):
             AuditReader(week).read(after=position)
 
-    @pytest.mark.parametrize("offset", [1, 10_000_000])
+    @pytest.mark.parametrize("offset", [-5, 1, 10_000_000])
     def test_a_position_that_is_no_lines_start_is_invalid(self, week: Path, offset: int) -> None:
         with pytest.raises(PositionInvalid, match="no line starts there"):
             AuditReader(week).read(after=Position(date(2024, 8, 3), offset))
@@ -212,6 +217,19 @@ class TestEntries:
             ("2024-08-12:0", self.BROKEN)
         ]
 
+    def test_a_deeply_nested_line_stops_no_search(self, directory: Path) -> None:
+        deep = b'{"event_type":"a","event_data":' + b"[" * 900 + b"]" * 900 + b"}\n"
+        write_day(directory, "2024-08-12", deep + line(1))
+        assert Reading(directory, where=Filter(search="1")).ids == ["1"]
+
+    def test_a_flat_session_goes_together_with_any_other_keys(self, directory: Path) -> None:
+        old = b'{"event_type":"a","event_data":{"email":"e","cls":[1],"_fields_set":2}}\n'
+        write_day(directory, "2024-08-12", old)
+        data = Reading(directory).entries[0].event.event_data
+        assert data.session is not None
+        assert data.session.email == "e"
+        assert data.model_extra == {"cls": [1], "_fields_set": 2}
+
     def test_strict_reports_what_is_json_but_no_event(self, directory: Path) -> None:
         write_day(directory, "2024-08-12", self.NO_EVENT + line(1))
         assert Reading(directory).ids == ["", "1"]
@@ -253,6 +271,13 @@ class TestDirectories:
         next(begun)
         del never, begun
         assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_a_directory_ahead_does_not_make_the_newest_tail_damage(self, directory: Path) -> None:
+        write_day(directory, "2024-08-12", line(1) + b'{"half')
+        (directory / "2030-01-01.jsonlog").mkdir()
+        for newest_first in (False, True):
+            reading = Reading(directory, newest_first=newest_first)
+            assert (reading.ids, reading.damage) == (["1"], [])
 
     def test_what_is_no_regular_file_never_stops_a_read_and_never_blocks_it(self, week: Path) -> None:
         (week / "2024-08-10.jsonlog").mkdir()

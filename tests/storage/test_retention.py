@@ -231,7 +231,7 @@ class TestBackground:
             until(lambda: log.retention_status().report)
             files.fail("names", errno.EIO)
             log._engine._sweep.run()  # type: ignore[union-attr]
-            assert "Input/output error" in log.retention_status().error
+            assert "input/output error" in log.retention_status().error
             assert log.retention_status().report is not None
             files.heal()
             log.create("T", "1")
