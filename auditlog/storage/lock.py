@@ -40,8 +40,11 @@ class AppendLock:
         Raises LockTimeout, ReentrantWrite from inside a write, or LoggerClosed after `close`.
         """
         lock = self._thread_lock
-        if not lock.acquire(False) and not lock.acquire(timeout=self._timeout):
-            raise self._timed_out()
+        started = 0.0
+        if not lock.acquire(False):
+            started = time.monotonic()
+            if not lock.acquire(timeout=self._timeout):
+                raise self._timed_out()
         if self._held or self.closed:
             self._thread_lock.release()
             if self.closed:
@@ -51,7 +54,7 @@ class AppendLock:
         try:
             flock(directory, _TRY)
         except BlockingIOError:
-            self._poll(directory)
+            self._poll(directory, started or time.monotonic())
         except OSError as error:
             self._give_up()
             raise WriteFailed(self._path, f"locking failed: {error.strerror}") from error
@@ -59,9 +62,9 @@ class AppendLock:
             self._give_up()
             raise
 
-    def _poll(self, directory: int) -> None:
+    def _poll(self, directory: int, started: float) -> None:
         # A blocking flock could not time out.
-        deadline = time.monotonic() + self._timeout
+        deadline = started + self._timeout
         pause = FIRST_PAUSE
         try:
             while True:
@@ -95,9 +98,12 @@ class AppendLock:
     def close(self) -> bool:
         """Let nobody in any more, once the holder has left; False if it was closed before.
 
-        Waits for no other process: only this one's threads use the descriptor.
+        Waits for no other process: only this one's threads use the descriptor. Raises
+        ReentrantWrite from inside a write.
         """
         with self._thread_lock:
+            if self._held:
+                raise ReentrantWrite(self._path, "the log was closed from inside a write")
             first, self.closed = not self.closed, True
             return first
 

@@ -286,24 +286,25 @@ def test_a_file_that_is_removed_or_renamed_is_noticed_and_begun_anew(
     assert "was removed or replaced while it was written" in caplog.text
 
 
-def test_a_write_from_inside_a_write_is_refused(directory: Path, clock: FixedClock) -> None:
+def test_a_write_or_a_close_from_inside_a_write_is_refused(directory: Path, clock: FixedClock) -> None:
     class SignalledFiles(Files):
         """A write during which the same thread writes again, as a signal handler may."""
 
-        refusal: ReentrantWrite | None = None
+        called = False
 
         def write(self, fd: int, data: bytes) -> int:  # type: ignore[override]
-            try:
+            with pytest.raises(ReentrantWrite, match="was written from inside"):
                 log.create("T", "nested")
-            except ReentrantWrite as error:
-                self.refusal = error
+            with pytest.raises(ReentrantWrite, match="was closed from inside"):
+                log.close()
+            self.called = True
             return os.write(fd, data)
 
     files = Files()
     with AuditLogger(directory, fsync="never", retention=None, clock=clock, files=files) as log:
         log._engine.writer._files = files = SignalledFiles()  # type: ignore[union-attr]
         log.create("T", "outer")
-        assert isinstance(files.refusal, ReentrantWrite)
+        assert files.called
     assert Reading(directory).ids == ["outer"]
 
 
