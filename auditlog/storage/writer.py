@@ -8,7 +8,6 @@ import os
 import stat
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, tzinfo
@@ -17,6 +16,7 @@ from time import monotonic_ns
 
 from ..errors import DiskFull, WriteFailed
 from ..events.codec import Encoded, line_at
+from . import forking
 from .days import ONE_DAY, Clock, day_at, start_ns
 from .directory import Directory
 from .files import FILE_MODE, Files
@@ -66,8 +66,7 @@ class Writer:
         self._warned: set[date] = set()
         self._inherited = False  # by the child of a fork, which has not opened its own yet
         self._open()
-        with _writers_lock:
-            _writers.add(self)
+        forking.register(self)
 
     def _open(self) -> None:
         self.directory = Directory(self._path, self._files, create=True)
@@ -326,8 +325,7 @@ class Writer:
         """
         if not self._lock.close() or self._inherited:
             return
-        with _writers_lock:
-            _writers.discard(self)
+        forking.forget(self)
         try:
             if self._synced:
                 self.group.sync()
@@ -340,15 +338,17 @@ class Writer:
             self._files.close(self._file.fd)
         self.directory.close()
 
-    def _before_fork(self) -> None:
+    def before_fork(self) -> None:
+        """Keep the other threads out, so that the child gets a whole state."""
         self._lock.before_fork()
 
-    def _after_fork_in_parent(self) -> None:
+    def after_fork_in_parent(self) -> None:
+        """Let the other threads in again."""
         self._lock.after_fork_in_parent()
 
-    def _after_fork_in_child(self) -> None:
-        # A descriptor of the parent's is closed at once and never unlocked: its flock is one
-        # lock of both processes. The rest waits for the child's first append (_open_own).
+    def after_fork_in_child(self) -> None:
+        """Leave the parent's descriptors, and wait with the rest for the first append here."""
+        # They are closed and never unlocked: a flock on one of them is a lock of both processes.
         if not self._inherited:
             self.group.abandon()
             self._close_rest()
@@ -362,37 +362,3 @@ class Writer:
                 self._open()
                 self._forked()
                 self._inherited = False  # last: other threads of the child wait for all of it
-
-
-_writers: weakref.WeakSet[Writer] = weakref.WeakSet()
-_writers_lock = threading.Lock()  # protects _writers; taken before the append locks, at a fork
-_forking = threading.local()  # the writers whose locks this thread holds across its fork
-
-
-def _before_fork() -> None:
-    _writers_lock.acquire()
-    _forking.writers = list(_writers)
-    for writer in _forking.writers:
-        writer._before_fork()
-
-
-def _after_fork_in_parent() -> None:
-    for writer in _forking.writers:
-        writer._after_fork_in_parent()
-    _forking.writers = []
-    _writers_lock.release()
-
-
-def _after_fork_in_child() -> None:
-    global _writers_lock
-    for writer in _forking.writers:
-        writer._after_fork_in_child()
-    _forking.writers = []
-    _writers_lock = threading.Lock()
-
-
-os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
-)
