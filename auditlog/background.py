@@ -12,6 +12,7 @@ from .storage.days import ONE_DAY, Clock, day_at, start_ns
 from .storage.retention import RetentionSweeper, SweepReport
 
 LONGEST_PAUSE = 3600.0
+RETRY_PAUSE = 60.0
 LONGEST_DRIFT_NS = 86_400 * 1_000_000_000
 
 log = logging.getLogger("auditlog")
@@ -21,12 +22,11 @@ class Periodic:
     """Runs `job` now and again, in a thread of its own, until it is stopped.
 
     `job` returns the seconds until its next run. What it raises is logged and never ends the
-    thread; the next run comes `retry` seconds later.
+    thread; the next run comes a minute later.
     """
 
-    def __init__(self, name: str, job: Callable[[], float], retry: float = 60.0) -> None:
+    def __init__(self, name: str, job: Callable[[], float]) -> None:
         self._job = job
-        self._retry = retry
         self._stopped = threading.Event()
         # A daemon: a server that forgets to close its logger still ends.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -38,8 +38,8 @@ class Periodic:
             try:
                 pause = self._job()
             except Exception:
-                log.exception("%s failed; it runs again in %g s", self._thread.name, self._retry)
-                pause = self._retry
+                log.exception("%s failed; it runs again in %g s", self._thread.name, RETRY_PAUSE)
+                pause = RETRY_PAUSE
 
     def stop(self) -> None:
         """End the thread, after the run that it is in."""

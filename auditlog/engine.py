@@ -72,15 +72,13 @@ class Engine:
         self, event_type: str, resource_type: str, resource_id: str, data: dict[str, object]
     ) -> Position:
         """Write one event of the bound session; see AuditLogger for what is raised."""
-        here = bound()
-        session = self._internal if here is None else here.encoded
+        session = self._bound_session()
         event = encode(event_type, resource_type, resource_id, data, session, self._max_line_bytes)
         return self._append((event,))[0]
 
     def write_many(self, events: Iterable[Event]) -> list[Position]:
         """Write typed events, all of them checked before the first."""
-        here = bound()
-        session = self._internal if here is None else here.encoded
+        session = self._bound_session()
         latest = self.settings.clock.time_ns() // 1_000_000 + _DAY_MS
         encoded = []
         for event in events:
@@ -90,6 +88,10 @@ class Engine:
             if event.event_ts > latest:
                 raise InvalidEvent("event_ts", "is more than a day ahead of the clock")
         return self._append(encoded) if encoded else []
+
+    def _bound_session(self) -> bytes:
+        here = bound()
+        return self._internal if here is None else here.encoded
 
     def _append_durably(self, events: Sequence[Encoded]) -> list[Position]:
         positions = self.writer.append(events)

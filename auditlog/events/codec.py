@@ -101,7 +101,8 @@ def encode_event(event: Event, session: bytes, max_line_bytes: int = DEFAULT_MAX
         session = encode_session(details.session)
     extra = event.model_extra or {}
     if type(event) is not Event:  # a subclass may have fields of its own
-        extra |= {name: value for name, value in event.__dict__.items() if name not in Event.model_fields}
+        own = {name: value for name, value in event.__dict__.items() if name not in Event.model_fields}
+        extra = extra | own  # a new dict: the event's own stays as it is
     return encode(
         event.event_type,
         event.resource_type,

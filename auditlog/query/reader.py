@@ -9,7 +9,6 @@ from datetime import date
 from itertools import chain, islice
 
 from ..errors import CorruptEntry, InvalidSetting, PositionExpired, PositionInvalid
-from ..storage.days import load_zone
 from ..storage.directory import Directory
 from ..storage.entry import RAW_BYTES, CorruptLine, Entry
 from ..storage.files import Files
@@ -74,8 +73,7 @@ class AuditReader:
         if not isinstance(where, Filter | None):
             raise InvalidSetting("where", where, "must be a Filter, or None")
         with self._directory() as directory:
-            zone = load_zone(directory.read_state().timezone or "UTC")[1]
-            span = parse_range(start, end, zone)
+            span = parse_range(start, end, directory.zone())
             days = directory.days()
             offset = None if after is None else self._resume(directory, days, after, newest_first)
         by_day = self._days(days, span, after, offset, newest_first)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import date, tzinfo
 from typing import Any, Self
 
 import orjson
 
 from ..errors import DirectoryError
+from .days import load_zone
 from .files import Files
 from .layout import STATE_DIRECTORY, STATE_FILE, day_file_name, parse_day, parse_day_file_name
 
@@ -150,6 +151,10 @@ class Directory:
             return State.parse(content)
         except ValueError:
             raise self._bad_state("is damaged") from None
+
+    def zone(self) -> tzinfo:
+        """The zone of the log's days: the one that its first writer recorded, else UTC."""
+        return load_zone(self.read_state().timezone or "UTC")[1]
 
     def _read_state_file(self) -> bytes:
         below = self._files.open_directory(STATE_DIRECTORY, self.fd)

@@ -11,9 +11,7 @@ from orjson import loads
 from ..errors import CorruptEntry
 from ..events.codec import decode
 from ..events.model import Event
-from .layout import Position
-
-_new_tuple = tuple.__new__  # makes a Position in half the time of its own constructor
+from .layout import Position, new_tuple
 
 RAW_BYTES = 1 << 16  # of a damaged line, handed on
 
@@ -35,7 +33,7 @@ class Entry:
     @property
     def position(self) -> Position:
         """Where the line starts."""
-        return _new_tuple(Position, (self.day, self.offset))
+        return new_tuple(Position, (self.day, self.offset))
 
     @property
     def record(self) -> dict[str, Any]:

@@ -75,3 +75,6 @@ class Position(_DayAndOffset):
 
 
 Position.START = Position(date.min, 0)
+
+new_tuple = tuple.__new__
+"""`new_tuple(Position, (day, offset))` takes half the time of the constructor, on hot paths."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, tzinfo
 
 from ..errors import InvalidSetting, SweepBusy
-from .days import ONE_DAY, Clock, SystemClock, day_at, load_zone, start_of
+from .days import ONE_DAY, Clock, SystemClock, day_at, start_of
 from .directory import Directory
 from .files import FILE_MODE, Files
 from .layout import STATE_DIRECTORY, SWEEP_LOCK, day_file_name
@@ -100,7 +100,7 @@ class RetentionSweeper:
     def plan(self) -> SweepReport:
         """Say what `sweep` would do now. Removes nothing."""
         with Directory(self._path, self._files) as directory:
-            zone = _zone_of(directory)
+            zone = directory.zone()
             plan = self._plan(directory, zone)
             return self._report(plan, zone, tuple(plan.due), {}, dry_run=True)
 
@@ -120,7 +120,7 @@ class RetentionSweeper:
                 raise SweepBusy(self._path) from None
 
     def _sweep(self, directory: Directory) -> SweepReport:
-        zone = _zone_of(directory)
+        zone = directory.zone()
         plan = self._plan(directory, zone)
         removed: list[date] = []
         failed: dict[date, str] = {}
@@ -189,7 +189,3 @@ class RetentionSweeper:
             failed=tuple(failed.items()),
             dry_run=dry_run,
         )
-
-
-def _zone_of(directory: Directory) -> tzinfo:
-    return load_zone(directory.read_state().timezone or "UTC")[1]

@@ -254,6 +254,16 @@ def test_a_wrong_field_of_a_model_is_an_error_of_ours() -> None:
         Session(role=5)  # type: ignore[arg-type]
 
 
+def test_fields_of_a_subclass_are_written_and_the_event_stays_as_it_is() -> None:
+    class Traced(Event):
+        trace: str = "t1"
+
+    event = Traced(event_type="create", own=1)  # type: ignore[call-arg]
+    expected = b'{"event_type":"create","event_ts":1,"event_data":{"session":{}},"own":1,"trace":"t1"}\n'
+    assert line_at(encode_event(event, b"{}"), 1) == expected
+    assert event.model_extra == {"own": 1}
+
+
 def test_models_are_payloads_too() -> None:
     assert details_of({"cluster": Cluster(id="c", features={})}) == b'"cluster":{"id":"c","features":{}}'
     event = Event(event_type="create", event_data=EventData(cluster=Cluster(id="\ud800")))

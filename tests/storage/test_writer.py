@@ -319,6 +319,30 @@ def test_a_lock_that_is_never_free_times_out(directory: Path, open_log: OpenLog)
     assert Reading(directory).ids == ["2"]
 
 
+class GatedFiles(FailingFiles):
+    """A sync waits, from `hold` on, until `release` is set; `entered` is set while it does.
+
+    Where `broken` is set it fails then, once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered, self.release, self.broken = threading.Event(), threading.Event(), threading.Event()
+        self.release.set()
+
+    def hold(self) -> None:
+        self.entered.clear()
+        self.release.clear()
+
+    def sync_data(self, fd: int) -> None:
+        self.entered.set()
+        assert self.release.wait(10)
+        if self.broken.is_set():
+            self.broken.clear()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().sync_data(fd)
+
+
 class TestSync:
     def test_always_syncs_data_and_name_before_the_first_acknowledgement(self, open_log: OpenLog) -> None:
         files = FailingFiles()
@@ -385,27 +409,17 @@ class TestSync:
         assert Reading(directory).ids == ["1", "2", "3"]
 
     def test_threads_that_wait_together_share_one_sync(self, open_log: OpenLog) -> None:
-        entered, release = threading.Event(), threading.Event()
-
-        class SlowFiles(FailingFiles):
-            def sync_data(self, fd: int) -> None:
-                entered.set()
-                release.wait(10)
-                super().sync_data(fd)
-
-        files = SlowFiles()
-        release.set()
+        files = GatedFiles()
         log = open_log(fsync="always", files=files)
-        entered.clear()
-        release.clear()
+        files.hold()
         files.calls.clear()
         threads = [threading.Thread(target=log.create, args=("T", str(number))) for number in range(16)]
         threads[0].start()
-        assert entered.wait(10)  # the leader is inside its sync; all others come too late for it
+        assert files.entered.wait(10)  # the leader is inside its sync; all others come too late for it
         for thread in threads[1:]:
             thread.start()
         until(lambda: len(log._engine.writer.group._waiters) == 15)  # type: ignore[union-attr]
-        release.set()
+        files.release.set()
         for thread in threads:
             thread.join()
         assert files.calls["sync_data"] == 2
@@ -442,22 +456,13 @@ class TestSync:
             assert (path.stat().st_ino, path.stat().st_size) in synced, path.name
 
     def test_a_waiter_that_is_interrupted_leaves_the_others_their_syncs(self, open_log: OpenLog) -> None:
-        entered, release = threading.Event(), threading.Event()
-        release.set()
-
-        class SlowFiles(FailingFiles):
-            def sync_data(self, fd: int) -> None:
-                entered.set()
-                release.wait(10)
-                super().sync_data(fd)
-
-        log = open_log(fsync="always", files=SlowFiles())
+        files = GatedFiles()
+        log = open_log(fsync="always", files=files)
         log.create("T", "0")
-        entered.clear()
-        release.clear()
+        files.hold()
         leader = threading.Thread(target=log.create, args=("T", "1"))
         leader.start()
-        assert entered.wait(10)
+        assert files.entered.wait(10)
 
         def interrupt() -> None:
             until(lambda: len(log._engine.writer.group._waiters) == 1)  # type: ignore[union-attr]
@@ -468,27 +473,16 @@ class TestSync:
         with pytest.raises(KeyboardInterrupt):
             log.create("T", "2")
         helper.join()
-        release.set()
+        files.release.set()
         leader.join()
         assert log.create("T", "3") == log.durable_through()
 
     def test_a_line_written_during_a_failing_sync_is_as_unknown_as_the_others(
         self, open_log: OpenLog
     ) -> None:
-        entered, release, broken = threading.Event(), threading.Event(), threading.Event()
-        release.set()
-
-        class SlowFiles(FailingFiles):
-            def sync_data(self, fd: int) -> None:
-                entered.set()
-                release.wait(10)
-                if broken.is_set():
-                    broken.clear()
-                    raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-        log = open_log(fsync="always", files=SlowFiles())
-        entered.clear()
-        release.clear()
+        files = GatedFiles()
+        log = open_log(fsync="always", files=files)
+        files.hold()
         refused: list[str] = []
 
         def create(resource_id: str) -> None:
@@ -499,12 +493,12 @@ class TestSync:
 
         first, second = (threading.Thread(target=create, args=(name,)) for name in ("1", "2"))
         first.start()
-        assert entered.wait(10)
+        assert files.entered.wait(10)
         second.start()
         until(lambda: len(log._engine.writer.group._waiters) == 1)  # type: ignore[union-attr]
 
-        broken.set()
-        release.set()
+        files.broken.set()
+        files.release.set()
         first.join()
         second.join()
         assert sorted(refused) == ["1", "2"]
