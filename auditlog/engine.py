@@ -34,6 +34,7 @@ class Settings:
     zone_name: str
     zone: tzinfo
     max_line_bytes: int
+    allow_shared_directory: bool
     lock_timeout: float
     internal_agent: str
     clock: Clock
@@ -56,6 +57,7 @@ class Engine:
             settings.zone,
             settings.clock,
             settings.files,
+            allow_shared=settings.allow_shared_directory,
             lock_timeout=settings.lock_timeout,
             synced=settings.fsync != "never",
             forked=self._start_background,
@@ -144,6 +146,7 @@ class Engine:
             sweeper = RetentionSweeper(
                 self.path,
                 settings.retention,
+                allow_shared_directory=settings.allow_shared_directory,
                 lock_timeout=settings.lock_timeout,
                 clock=settings.clock,
                 files=settings.files,

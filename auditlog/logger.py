@@ -41,6 +41,8 @@ class AuditLogger:
         writer of a directory decides it for good.
     max_line_bytes: the longest line, 4096 to 16 MiB (default 1 MiB). A longer event is cut,
         visibly (docs/format.md).
+    allow_shared_directory: True accepts a directory that others than its owner may write to, or
+        that belongs to another user (default False: DirectoryError). See docs/security.md.
     lock_timeout: how long (seconds or a timedelta, default 10) a write waits for other writers
         before it raises LockTimeout.
     internal_agent: the user agent of events that are written while no session is bound.
@@ -59,6 +61,7 @@ class AuditLogger:
         retention: Retention | None = Retention(),  # noqa: B008 - immutable
         timezone: str = "UTC",
         max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
+        allow_shared_directory: bool = False,
         lock_timeout: float | timedelta = 10.0,
         internal_agent: str = "Omni-Internal-Agent",
         clock: Clock | None = None,
@@ -88,6 +91,7 @@ class AuditLogger:
             zone_name=zone_name,
             zone=zone,
             max_line_bytes=max_line_bytes,
+            allow_shared_directory=allow_shared_directory,
             lock_timeout=timeout,
             internal_agent=internal_agent,
             clock=clock or SystemClock(),

@@ -15,6 +15,16 @@ from auditlog.testing import FixedClock
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="try every fault, not a choice of them")
+
+
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> bool:
+    """Is there time for every fault?"""
+    return bool(request.config.getoption("--long"))
+
+
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """Where a log may be; it does not exist yet."""

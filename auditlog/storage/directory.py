@@ -16,6 +16,7 @@ from .files import Files
 from .layout import STATE_DIRECTORY, STATE_FILE, day_file_name, parse_day, parse_day_file_name
 
 _STATE_BYTES = 1 << 16  # far more than we ever write there
+_ALLOW = "accept with allow_shared_directory=True what docs/security.md says of it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +53,19 @@ class State:
 class Directory:
     """An open audit log directory. Names are looked up below its descriptor, never by path.
 
-    `create` makes a missing directory (mode 0700) and checks that we may write into it; a reader
-    needs no more than read permission. Raises DirectoryError, which names path and remedy.
+    `create` makes a missing directory (mode 0700) and checks that we, and with `allow_shared` not
+    only we, may write into it; a reader needs no more than read permission. Raises
+    DirectoryError, which names path and remedy.
     """
 
-    def __init__(self, path: str | os.PathLike[str], files: Files, *, create: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        files: Files,
+        *,
+        create: bool = False,
+        allow_shared: bool = False,
+    ) -> None:
         self.path = os.path.abspath(path)
         self._files = files
         try:
@@ -68,20 +77,50 @@ class Directory:
         if not create:
             return
         try:
-            owner = files.stat(self.fd).st_uid
-            if owner != os.geteuid():
-                raise DirectoryError(
-                    self.path,
-                    f"it belongs to user {owner}, not to user {os.geteuid()} that wants to write",
-                    "give it to the writing user with chown, or run as its owner",
-                )
+            self._check_ours(self.fd, self.path, allow_shared)
+            below = self.open_state_directory()
             try:
-                files.close(files.open_subdirectory(self.fd, STATE_DIRECTORY))
-            except OSError as error:
-                raise self._refusal(error) from error
+                self._check_ours(below, os.path.join(self.path, STATE_DIRECTORY), allow_shared)
+            finally:
+                files.close(below)
         except DirectoryError:
             self.close()
             raise
+
+    def _check_ours(self, fd: int, path: str, allow_shared: bool) -> None:
+        """Whoever else may write here could put a file of his in the next day's place."""
+        found = self._files.stat(fd)
+        if allow_shared:
+            return
+        if found.st_uid != os.geteuid():
+            raise DirectoryError(
+                path,
+                f"it belongs to user {found.st_uid}, not to user {os.geteuid()} that wants to write",
+                f"give it to the writing user (chown), run as its owner, or {_ALLOW}",
+            )
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise DirectoryError(
+                path,
+                f"others than its owner may write there (mode {stat.S_IMODE(found.st_mode):04o})",
+                f"take that right from them (chmod go-w), or {_ALLOW}",
+            )
+
+    def stat_in_place(self) -> os.stat_result:
+        """The stat of the directory. Raises DirectoryError where its path leads elsewhere by now."""
+        found = self._files.stat(self.fd)
+        try:
+            there = os.stat(self.path)
+        except PermissionError:  # the server gave up rights after it opened the log
+            return found
+        except (FileNotFoundError, NotADirectoryError):
+            there = None
+        if there is None or not os.path.samestat(found, there):
+            raise DirectoryError(
+                self.path,
+                "the directory was moved away or replaced while it was written",
+                "move it back, or restart the server to begin a new one",
+            )
+        return found
 
     def _refusal(self, error: OSError) -> DirectoryError:
         reason = (error.strerror or str(error)).lower()
@@ -156,6 +195,13 @@ class Directory:
         """The zone of the log's days: the one that its first writer recorded, else UTC."""
         return load_zone(self.read_state().timezone or "UTC")[1]
 
+    def open_state_directory(self) -> int:
+        """Open `.auditlog`, and create it where it is missing."""
+        try:
+            return self._files.open_subdirectory(self.fd, STATE_DIRECTORY)
+        except OSError as error:
+            raise self._refusal(error) from error
+
     def _read_state_file(self) -> bytes:
         below = self._files.open_directory(STATE_DIRECTORY, self.fd)
         try:
@@ -170,14 +216,13 @@ class Directory:
     def update_state(self, **changes: Any) -> None:
         """Change what the directory remembers, durably. The caller holds the append lock."""
         content = replace(self.read_state(), **changes).encode()
+        below = self.open_state_directory()
         try:
-            below = self._files.open_subdirectory(self.fd, STATE_DIRECTORY)
-            try:
-                self._files.replace(below, STATE_FILE, content)
-            finally:
-                self._files.close(below)
+            self._files.replace(below, STATE_FILE, content)
         except OSError as error:
             raise self._bad_state(f"cannot be written ({error.strerror})") from error
+        finally:
+            self._files.close(below)
 
     def _bad_state(self, reason: str) -> DirectoryError:
         name = f"{STATE_DIRECTORY}/{STATE_FILE}"

@@ -2,7 +2,6 @@
 
     <dir>/2024-08-12.jsonlog     a day file; nothing else of ours ends in .jsonlog
     <dir>/.auditlog/state        the zone and the newest swept day
-    <dir>/.auditlog/sweep.lock   held while a sweep runs
 
 Omni ignores subdirectories, so that it can take a directory over, and give it back.
 """
@@ -15,7 +14,6 @@ from typing import ClassVar, NamedTuple
 
 STATE_DIRECTORY = ".auditlog"
 STATE_FILE = "state"
-SWEEP_LOCK = "sweep.lock"
 
 _day = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _offset = re.compile(r"0|[1-9]\d*", re.ASCII)

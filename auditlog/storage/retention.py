@@ -5,17 +5,21 @@ from __future__ import annotations
 import importlib
 import os
 import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, tzinfo
 
 from ..errors import InvalidSetting, SweepBusy
 from .days import ONE_DAY, Clock, SystemClock, day_at, start_of
 from .directory import Directory
-from .files import FILE_MODE, Files
-from .layout import STATE_DIRECTORY, SWEEP_LOCK, day_file_name
+from .files import Files
+from .layout import day_file_name
 from .lock import AppendLock
 
 LONGEST_DAYS = 36_525  # a century
+_PAUSE = 0.05  # between two looks whether another sweep is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,8 @@ class RetentionSweeper:
 
     Only regular files with a strict day-file name are ever removed. A reader that is inside a
     file finishes it. The zone is the one that the directory's first writer recorded, else UTC.
-    `lock_timeout` (seconds, default 10) bounds the wait for another sweep or for a writer.
+    `lock_timeout` (seconds, default 10) bounds the wait for another sweep or for a writer;
+    `allow_shared_directory` as in AuditLogger.
     """
 
     def __init__(
@@ -82,12 +87,14 @@ class RetentionSweeper:
         directory: str | os.PathLike[str],
         retention: Retention | None = None,
         *,
+        allow_shared_directory: bool = False,
         lock_timeout: float = 10.0,
         clock: Clock | None = None,
         files: Files | None = None,
     ) -> None:
         self.retention = retention or Retention()
         self._path = os.path.abspath(directory)
+        self._allow_shared = allow_shared_directory
         self._lock_timeout = lock_timeout
         self._clock = clock or SystemClock()
         self._files = files or Files()
@@ -111,13 +118,28 @@ class RetentionSweeper:
         DirectoryError where the directory cannot be used. A single file that cannot be removed
         is named in the report and stops nothing.
         """
-        with Directory(self._path, self._files, create=True) as directory:
-            path = os.path.join(self._path, STATE_DIRECTORY, SWEEP_LOCK)
+        with (
+            Directory(self._path, self._files, create=True, allow_shared=self._allow_shared) as directory,
+            self._alone(directory),
+        ):
+            return self._sweep(directory)
+
+    @contextmanager
+    def _alone(self, directory: Directory) -> Iterator[None]:
+        """Hold the sweep lock, on `.auditlog` itself: nothing that anybody could delete or replace."""
+        below = directory.open_state_directory()
+        try:
+            deadline = time.monotonic() + self._lock_timeout
+            while not self._filelock.lock_descriptor(below, blocking=False):
+                if time.monotonic() > deadline:
+                    raise SweepBusy(self._path)
+                time.sleep(_PAUSE)
             try:
-                with self._filelock.FileLock(path, mode=FILE_MODE, timeout=self._lock_timeout):
-                    return self._sweep(directory)
-            except self._filelock.Timeout:
-                raise SweepBusy(self._path) from None
+                yield
+            finally:  # not by closing alone: a child forked meanwhile has the descriptor, too
+                self._filelock.unlock_descriptor(below)
+        finally:
+            self._files.close(below)
 
     def _sweep(self, directory: Directory) -> SweepReport:
         zone = directory.zone()
