@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .events.payloads import MigrationError as MigrationError
     from .events.payloads import NewUser as NewUser
     from .events.payloads import TalosAccess as TalosAccess
+    from .health import Stats as Stats
     from .logger import AuditLogger as AuditLogger
     from .query.filters import Filter as Filter
     from .query.reader import AuditReader as AuditReader
@@ -97,6 +98,7 @@ _HOMES = {
         "NewUser",
         "TalosAccess",
     ),
+    "health": ("Stats",),
     "logger": ("AuditLogger",),
     "query.filters": ("Filter",),
     "query.reader": ("AuditReader",),

@@ -84,9 +84,10 @@ class SweepJob:
                     "set the clock right, or restart the process to confirm it"
                 )
             report = self._sweeper.sweep()
-            self.status = RetentionStatus(report)
-            for day, reason in report.failed:
-                log.warning("retention sweep: %s could not be removed: %s", day, reason)
+            failed = [f"{day} could not be removed: {reason}" for day, reason in report.failed]
+            for failure in failed:
+                log.warning("retention sweep: %s", failure)
+            self.status = RetentionStatus(report, "; ".join(failed))
         except Exception as error:
             if self.status.error != str(error):  # once, not every hour
                 log.warning("retention sweep: %s", error)

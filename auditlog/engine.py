@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import tzinfo
+from datetime import UTC, datetime, tzinfo
 from typing import Literal
 
 from .background import Periodic, RetentionStatus, SweepJob
 from .capture.session import bound
-from .errors import DirectoryError, InvalidEvent, SyncFailed
+from .committing import Append, Committer, GroupCommit
+from .errors import AuditLogError, DirectoryError, InvalidEvent, SyncFailed, WriteFailed
 from .events.codec import Encoded, encode, encode_event, encode_session
-from .events.model import Event, Session
+from .events.model import Event, EventType, Session
+from .events.redact import Redactor
+from .failures import Failures, OnFailure
+from .health import Stats, disk_problem
+from .storage import forking
 from .storage.days import Clock
 from .storage.files import Files
 from .storage.layout import Position
@@ -20,6 +25,8 @@ from .storage.retention import Retention, RetentionSweeper
 from .storage.writer import Writer
 
 _DAY_MS = 86_400_000
+_SHORTEST_GAP_PAUSE, _LONGEST_GAP_PAUSE = 1.0, 60.0
+_CHECK_TIMEOUT = 1.0
 
 log = logging.getLogger("auditlog")
 
@@ -30,6 +37,8 @@ class Settings:
 
     fsync: Literal["always", "interval", "never"]
     fsync_interval: float
+    on_failure: OnFailure
+    redactor: Redactor | None
     retention: Retention | None
     zone_name: str
     zone: tzinfo
@@ -41,17 +50,17 @@ class Settings:
     files: Files
 
 
-class Engine:
+class Engine(forking.Forkable):
     """Records events in one directory, syncs and sweeps it."""
 
     def __init__(self, path: str, settings: Settings) -> None:
         self.path = path
         self.settings = settings
+        self._redactor = settings.redactor
         self._internal = encode_session(Session(user_agent=settings.internal_agent))
         self._max_line_bytes = settings.max_line_bytes
         self._sweep: SweepJob | None = None
         self._background: list[Periodic] = []
-        self._sync_error = ""
         self.writer = Writer(
             path,
             settings.zone,
@@ -62,67 +71,208 @@ class Engine:
             synced=settings.fsync != "never",
             forked=self._start_background,
         )
-        self._append = self._append_durably if settings.fsync == "always" else self.writer.append
+        self._begin()
         try:
             self._agree_on_zone()
             self._start_background()
         except BaseException:
             self.writer.close()
             raise
+        forking.register(self)
+
+    def _begin(self) -> None:
+        """The state of a process that has recorded nothing yet."""
+        self._failures = Failures()
+        self._sync_error = ""
+        self._gap_pause = _SHORTEST_GAP_PAUSE
+        self._group = GroupCommit(self.path, self._append_and_sync)
+        self._append: Append = self.writer.append
+        if self.settings.fsync == "always":
+            self._append = self._group.append
+        self._committer = Committer(self.path, self._append)
+
+    def after_fork_in_child(self) -> None:
+        """Leave the parent what it has to commit and to tell."""
+        self._begin()
+
+    # ------------------------------------------------------------------ writing
 
     def record(
         self, event_type: str, resource_type: str, resource_id: str, data: dict[str, object]
-    ) -> Position:
+    ) -> Position | None:
         """Write one event of the bound session; see AuditLogger for what is raised."""
+        if self._redactor is not None:
+            data = self._redactor.details(data)
         session = self._bound_session()
         event = encode(event_type, resource_type, resource_id, data, session, self._max_line_bytes)
-        return self._append((event,))[0]
+        try:
+            return self._append((event,))[0]
+        except WriteFailed as error:
+            self._give_up(error, (event_type,))
+            return None
 
     def write_many(self, events: Iterable[Event]) -> list[Position]:
         """Write typed events, all of them checked before the first."""
+        events = list(events)
+        encoded = self._encode(events)
+        try:
+            return self._append(encoded) if encoded else []
+        except WriteFailed as error:
+            self._give_up(error, [event.event_type for event in events])
+            return list(error.positions)
+
+    async def awrite(self, event: Event) -> Position | None:
+        """Write an event without blocking the loop: it is checked here, and written elsewhere."""
+        (encoded,) = self._encode((event,))
+        try:
+            return await self._committer.submit(encoded)
+        except WriteFailed as error:
+            self._give_up(error, (event.event_type,))
+            return None
+
+    def _encode(self, events: Sequence[Event]) -> list[Encoded]:
         session = self._bound_session()
-        latest = self.settings.clock.time_ns() // 1_000_000 + _DAY_MS
+        latest = self._now_ms() + _DAY_MS
         encoded = []
         for event in events:
             if not isinstance(event, Event):
                 raise InvalidEvent("event", f"must be an Event, not {type(event).__name__}")
-            encoded.append(encode_event(event, session, self._max_line_bytes))
+            encoded.append(encode_event(event, session, self._max_line_bytes, self._redactor))
             if event.event_ts > latest:
                 raise InvalidEvent("event_ts", "is more than a day ahead of the clock")
-        return self._append(encoded) if encoded else []
+        return encoded
 
     def _bound_session(self) -> bytes:
         here = bound()
-        return self._internal if here is None else here.encoded
+        if here is None:
+            return self._internal
+        redactor = self._redactor
+        if redactor is not None and (here.extra or redactor.affects_sessions):
+            return encode_session(here.session, redactor)
+        return here.encoded
 
-    def _append_durably(self, events: Sequence[Encoded]) -> list[Position]:
-        positions = self.writer.append(events)
+    def _append_and_sync(self, events: Sequence[Encoded]) -> list[Position]:
+        """Append events that may have nothing to do with each other, and bring them to the disk."""
+        failure: WriteFailed | None = None
         try:
-            self.writer.group.sync()
-        except SyncFailed as error:
-            raise SyncFailed(error.path, error.reason, tuple(positions)) from None
+            positions = self.writer.append(events)
+        except WriteFailed as error:
+            failure, positions = error, list(error.positions)
+        if positions:
+            try:
+                self.writer.syncer.sync()
+            except SyncFailed as error:
+                raise SyncFailed(error.path, error.reason, tuple(positions)) from None
+        if failure is not None:
+            raise failure
         return positions
+
+    # ------------------------------------------------------------------ what fails
+
+    def _give_up(self, error: WriteFailed, event_types: Sequence[str]) -> None:
+        """Raise `error`, unless all of these events may be lost; then count what is."""
+        whole = 0 if isinstance(error, SyncFailed) else len(error.positions)
+        lost = len(event_types) - whole
+        now_ms = self._now_ms()
+        self._failures.failed_with(error, lost, now_ms, self.writer.appends)
+        if not all(map(self.settings.on_failure.drops, event_types)):
+            raise error
+        if self._failures.drop(lost, now_ms):
+            log.error("%s; events are being dropped until it works again", error)
+
+    def _tell_gap(self) -> float:
+        """Write the event that tells of dropped ones; return the seconds until another attempt."""
+        gap = self._failures.take_gap()
+        if gap is None:
+            return _SHORTEST_GAP_PAUSE
+        facts = {"lost": gap.lost, "first_ts": gap.first_ms, "last_ts": gap.last_ms}
+        try:
+            positions = self._append((encode(EventType.GAP, "", "", {"audit": facts}, self._internal),))
+        except WriteFailed as error:
+            if not error.positions:
+                self._failures.give_back(gap)
+                self._gap_pause = min(2 * self._gap_pause, _LONGEST_GAP_PAUSE)
+                return self._gap_pause
+            positions = list(error.positions)  # it stands there, as unsynced as what it tells of
+        log.warning(
+            "%s: %d events were dropped; the gap event at %s says so", self.path, gap.lost, *positions
+        )
+        self._gap_pause = _SHORTEST_GAP_PAUSE
+        return self._gap_pause
+
+    def _now_ms(self) -> int:
+        return self.settings.clock.time_ns() // 1_000_000
+
+    # ------------------------------------------------------------------ how it fares
 
     @property
     def durable(self) -> Position | None:
         """The newest line that is on the disk with all lines before it."""
-        return self.writer.group.durable
-
-    def flush(self) -> None:
-        """Bring everything to the disk, unless it is not to be synced."""
-        if self.settings.fsync != "never" and not self.writer.closed:
-            self.writer.group.sync()
-
-    def close(self) -> None:
-        """Flush, and end everything. A second call does nothing."""
-        for job in self._background:
-            job.stop()
-        self.writer.close()
+        return self.writer.syncer.durable
 
     @property
     def retention_status(self) -> RetentionStatus:
         """How the background sweeper fares."""
         return self._sweep.status if self._sweep else RetentionStatus()
+
+    def stats(self) -> Stats:
+        """The figures of this process."""
+        writer, failures, sweep = self.writer, self._failures, self.retention_status
+        lock_waits, lock_wait_seconds = writer.waits
+        error_ms = failures.last_error_ms
+        return Stats(
+            directory=self.path,
+            written=writer.lines,
+            failed=failures.failed,
+            dropped=failures.dropped,
+            lock_waits=lock_waits,
+            lock_wait_seconds=lock_wait_seconds,
+            syncs=writer.syncer.syncs,
+            sync_failures=writer.syncer.failures,
+            sync_seconds=writer.syncer.seconds,
+            longest_sync_seconds=writer.syncer.longest_seconds,
+            last_error=failures.last_error,
+            last_error_at=datetime.fromtimestamp(error_ms / 1000, UTC) if error_ms else None,
+            last_sweep=sweep.report,
+            sweep_error=sweep.error,
+        )
+
+    def check(self) -> str:
+        """What is wrong and what to do, in one line; "" while all is well."""
+        try:
+            with self.writer.locked(_CHECK_TIMEOUT) as directory:
+                directory.stat_in_place()
+                problem = disk_problem(directory.fd, self._max_line_bytes)
+        except (AuditLogError, OSError) as error:
+            return str(error)
+        if problem:
+            return f"audit log {self.path}: {problem}"
+        failures = self._failures
+        if self._sync_error:
+            return self._sync_error
+        if failures.last_error and failures.appends_before == self.writer.appends:
+            return f"nothing was written since: {failures.last_error}"
+        sweep_error = self.retention_status.error
+        return f"audit log {self.path}: retention sweep: {sweep_error}" if sweep_error else ""
+
+    # ------------------------------------------------------------------ beginning and end
+
+    def flush(self) -> None:
+        """Bring everything to the disk, unless it is not to be synced."""
+        if self.settings.fsync != "never" and not self.writer.closed:
+            self.writer.syncer.sync()
+
+    def close(self) -> None:
+        """Flush, and end everything. A second call does nothing."""
+        if self.writer.closed:
+            return
+        self._group.refuse_reentry()
+        self.writer.refuse_reentry()
+        for job in self._background:
+            job.stop()
+        self._committer.close()
+        self._tell_gap()
+        self.writer.close()
 
     def _agree_on_zone(self) -> None:
         zone = self.settings.zone_name
@@ -142,6 +292,8 @@ class Engine:
         self._background = []
         if settings.fsync == "interval":
             self._background.append(Periodic("auditlog-sync", self._sync))
+        if settings.on_failure.may_drop:
+            self._background.append(Periodic("auditlog-gap", self._tell_gap))
         if settings.retention is not None:
             sweeper = RetentionSweeper(
                 self.path,
@@ -162,4 +314,5 @@ class Engine:
             if self._sync_error != str(error):  # once, not every second
                 log.error("%s", error)
             self._sync_error = str(error)
+            self._failures.failed_with(error, 0, self._now_ms(), self.writer.appends)
         return self.settings.fsync_interval

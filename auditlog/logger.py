@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, Self
 
 from .background import RetentionStatus
 from .errors import InvalidSetting
 from .events.limit import DEFAULT_MAX_LINE_BYTES, MAX_LINE_BYTES, MIN_LINE_BYTES
+from .events.secrets import SecretNames
+from .failures import Choice, OnFailure
+from .health import Stats
 from .storage.days import Clock, SystemClock, load_zone
 from .storage.files import Files
 from .storage.layout import Position
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from .capture.session import bind
     from .engine import Engine
     from .events.model import Event, Session
+
+_SHORTEST_KEY = 16  # bytes
 
 Record = Callable[[str, str, str, dict[str, object]], Position | None]
 
@@ -35,6 +40,17 @@ class AuditLogger:
         share one sync. "interval" (default): synced every `fsync_interval` (seconds or a
         timedelta, default 1.0), so that a power loss costs at most that much. "never": when the
         kernel sees fit.
+    on_failure: what becomes of the action when its event cannot be written. "raise" (default): the
+        write raises, and the action must not go on. "drop": it goes on; the loss is counted and
+        logged, and as soon as writing works again a `gap` event tells how many events were lost
+        between which times. Or a dict of event types to these, as in {"k8s_access": "drop"},
+        where "*" stands for all other types. An InvalidEvent is always raised.
+    redact: names and paths of secrets in events (`authorization`, `config_patch.data`,
+        `*.password`), whose values are replaced by `[redacted]` before anything is encoded; see
+        docs/security.md.
+    redact_defaults: whether fields whose names end like a password, token, key, cookie or
+        authorization are replaced, too (default True).
+    hmac_key: replace secrets by `hmac-sha256:<hex>` instead, at least 16 random bytes.
     retention: what the background sweeper keeps (default: 30 days, today included); None: no
         sweeper.
     timezone: whose midnight ends a day (default "UTC"): an IANA name, or "local". The first
@@ -58,6 +74,10 @@ class AuditLogger:
         *,
         fsync: Literal["always", "interval", "never"] = "interval",
         fsync_interval: float | timedelta = 1.0,
+        on_failure: Choice | Mapping[str, Choice] = "raise",
+        redact: Iterable[str] = (),
+        redact_defaults: bool = True,
+        hmac_key: bytes | None = None,
         retention: Retention | None = Retention(),  # noqa: B008 - immutable
         timezone: str = "UTC",
         max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
@@ -74,6 +94,12 @@ class AuditLogger:
             raise InvalidSetting("max_line_bytes", max_line_bytes, reason)
         if not isinstance(retention, Retention | None):
             raise InvalidSetting("retention", retention, "must be a Retention, or None for no sweeper")
+        may_be_lost = OnFailure(on_failure)
+        secrets = SecretNames(redact, defaults=redact_defaults)
+        if hmac_key is not None and (not isinstance(hmac_key, bytes) or len(hmac_key) < _SHORTEST_KEY):
+            raise InvalidSetting(
+                "hmac_key", "[redacted]", f"must be at least {_SHORTEST_KEY} random bytes, or None"
+            )
         interval = _seconds("fsync_interval", fsync_interval)
         timeout = _seconds("lock_timeout", lock_timeout)
         zone_name, zone = load_zone(timezone)
@@ -83,10 +109,13 @@ class AuditLogger:
             return
         # Pydantic takes longer to load than all the rest, and a disabled log does without it.
         from .engine import Engine, Settings
+        from .events.redact import Redactor
 
         settings = Settings(
             fsync=fsync,
             fsync_interval=interval,
+            on_failure=may_be_lost,
+            redactor=Redactor(secrets, hmac_key) if secrets else None,
             retention=retention,
             zone_name=zone_name,
             zone=zone,
@@ -184,16 +213,18 @@ class AuditLogger:
         return positions[0] if positions else None
 
     async def awrite(self, event: Event) -> Position | None:
-        """`write`, without blocking the event loop. When cancelled, the event may still be written."""
-        import asyncio  # slow to import, and a server without it needs it never
+        """`write`, without blocking the event loop. When cancelled, the event may still be written.
 
-        return await asyncio.to_thread(self.write, event)
+        Tasks that wait together are written together, and with `fsync="always"` share a sync.
+        """
+        return None if self._engine is None else await self._engine.awrite(event)
 
     def write_many(self, events: Iterable[Event]) -> list[Position]:
         """Write several events together, to one day, all checked before the first is written.
 
         Returns their positions in the order given. A WriteFailed names those that are whole in
-        the file in its `positions`.
+        the file in its `positions`; where it is not to be raised (`on_failure`, for the types of
+        all of them), those are what is returned.
         """
         return [] if self._engine is None else self._engine.write_many(events)
 
@@ -228,6 +259,18 @@ class AuditLogger:
     def retention_status(self) -> RetentionStatus:
         """What the background sweeper did last, and whether it is well."""
         return RetentionStatus() if self._engine is None else self._engine.retention_status
+
+    def stats(self) -> Stats:
+        """What this logger did in this process: counts, waits, syncs, the last error and sweep."""
+        return Stats() if self._engine is None else self._engine.stats()
+
+    def check(self) -> str:
+        """For a readiness probe: what is wrong and what to do about it, in one line; "" if nothing is.
+
+        Looks at the directory, the append lock (for at most a second), the free space, the last
+        write, the last sync and the last sweep. Writes nothing. A disabled logger is well.
+        """
+        return "" if self._engine is None else self._engine.check()
 
 
 def _no_record(

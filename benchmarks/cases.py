@@ -6,9 +6,11 @@ what the others are compared with: the least that could be done at all.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import date
@@ -18,6 +20,10 @@ from typing import NamedTuple
 import orjson
 
 from auditlog import AuditLogger, AuditReader, Event, EventData, Session
+from auditlog.capture import bind
+from auditlog.events.codec import encode, encode_session
+from auditlog.storage.current import CurrentFile
+from auditlog.storage.sync import OpenFile
 
 WRITES = 50_000
 IMPORTS = 10
@@ -40,6 +46,12 @@ CLUSTER = {
     "kubernetes_version": "1.30.1",
     "talos_version": "1.7.4",
 }
+EVENT = Event(
+    event_type="create",
+    resource_type="Clusters.omni.sidero.dev",
+    resource_id=NAME,
+    event_data=EventData.model_validate({"cluster": CLUSTER}),
+)
 RECORD = {
     "event_type": "create",
     "resource_type": "Clusters.omni.sidero.dev",
@@ -120,14 +132,7 @@ def write_create_never(own: Path, _log: Path) -> Timed:
 
 def write_many(own: Path, _log: Path) -> Timed:
     """`write_many` of 64 typed events at a time, fsync="interval"."""
-    events = [
-        Event(
-            event_type="create",
-            resource_type="Clusters.omni.sidero.dev",
-            resource_id=NAME,
-            event_data=EventData.model_validate({"cluster": CLUSTER}),
-        )
-    ] * 64
+    events = [EVENT] * 64
 
     def work() -> int:
         for _ in range(WRITES // 64):
@@ -137,6 +142,133 @@ def write_many(own: Path, _log: Path) -> Timed:
     with AuditLogger(own) as log, log.session(SESSION):
         log.write_many(events)
         return timed(work)
+
+
+def write_create_unredacted(own: Path, _log: Path) -> Timed:
+    """With a bound session, without looking for secrets."""
+    log = AuditLogger(own, redact_defaults=False)
+    with log.session(SESSION):
+        return create(own, log)
+
+
+def append(own: Path, kind: type[CurrentFile]) -> Timed:
+    """Appending a ready line, without encoding it, with this way to see that the file is right."""
+    with AuditLogger(own, fsync="never", retention=None) as log:
+        log.create("Clusters.omni.sidero.dev", NAME, cluster=CLUSTER)
+        assert log._engine is not None
+        writer = log._engine.writer
+        line = encode(
+            "create", "Clusters.omni.sidero.dev", NAME, {"cluster": CLUSTER}, encode_session(SESSION)
+        )
+        writer._current.__class__ = kind
+
+        def work() -> int:
+            for _ in range(WRITES):
+                writer.append((line,))
+            return WRITES
+
+        return timed(work)
+
+
+class TrustedFile(CurrentFile):
+    """A day file that nobody else touches, on a day that does not end."""
+
+    def ready(self, now_ns: int) -> tuple[OpenFile, int]:
+        assert self._file is not None
+        return self._file, self.end
+
+
+def append_unchecked(own: Path, _log: Path) -> Timed:
+    """An append that takes the lock, and looks at neither the directory, nor the day, nor the file."""
+    return append(own, TrustedFile)
+
+
+def append_checked(own: Path, _log: Path) -> Timed:
+    """An append as it is."""
+    return append(own, CurrentFile)
+
+
+# ---------------------------------------------------------------------- syncing
+
+
+def in_threads(count: int, events: int, act: Callable[[int], object]) -> Timed:
+    """`act`, called with the number of its thread, `events` times in each of `count` threads."""
+
+    def act_often(number: int) -> None:
+        with bind(SESSION):
+            for _ in range(events):
+                act(number)
+
+    def work() -> int:
+        threads = [threading.Thread(target=act_often, args=(number,)) for number in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return count * events
+
+    return timed(work)
+
+
+def sync_raw(own: Path, threads: int, events: int) -> Timed:
+    """Each thread writes and syncs for itself, to a descriptor of its own."""
+    own.mkdir()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    files = [os.open(own / "raw", flags, 0o600) for _ in range(threads)]
+
+    def act(number: int) -> None:
+        os.write(files[number], orjson.dumps(RECORD) + b"\n")
+        os.fdatasync(files[number])
+
+    return in_threads(threads, events, act)
+
+
+def sync_create(own: Path, threads: int, events: int) -> Timed:
+    """Each thread calls `create`, fsync="always"."""
+
+    def act(_number: int) -> None:
+        log.create("Clusters.omni.sidero.dev", NAME, cluster=CLUSTER)
+
+    with AuditLogger(own, fsync="always", retention=None) as log:
+        act(0)
+        return in_threads(threads, events, act)
+
+
+def sync_raw_1(own: Path, _log: Path) -> Timed:
+    """One thread that writes and syncs."""
+    return sync_raw(own, 1, 4000)
+
+
+def sync_create_1(own: Path, _log: Path) -> Timed:
+    """`create` in one thread, fsync="always"."""
+    return sync_create(own, 1, 4000)
+
+
+def sync_raw_64(own: Path, _log: Path) -> Timed:
+    """64 threads that each write and sync for themselves."""
+    return sync_raw(own, 64, 200)
+
+
+def sync_create_64(own: Path, _log: Path) -> Timed:
+    """`create` in 64 threads, fsync="always"."""
+    return sync_create(own, 64, 200)
+
+
+def sync_awrite_64(own: Path, _log: Path) -> Timed:
+    """`awrite` in 64 tasks, fsync="always"."""
+
+    async def act(log: AuditLogger) -> None:
+        with log.session(SESSION):
+            for _ in range(1000):
+                await log.awrite(EVENT)
+
+    async def act_all(log: AuditLogger) -> int:
+        await asyncio.gather(*(act(log) for _ in range(64)))
+        return 64 * 1000
+
+    with AuditLogger(own, fsync="always", retention=None) as log:
+        log.write(EVENT)
+        return timed(lambda: asyncio.run(act_all(log)))
 
 
 # ---------------------------------------------------------------------- reading
@@ -258,7 +390,15 @@ CASES = {
     "create, session bound": Case(write_create, "write raw"),
     "create, no session": Case(write_create_unbound, "write raw"),
     'create, fsync="never"': Case(write_create_never, "write raw"),
+    "create, no redaction": Case(write_create_unredacted, "write raw"),
     "write_many of 64": Case(write_many, "write raw"),
+    "append, unchecked": Case(append_unchecked, "append, unchecked"),
+    "append": Case(append_checked, "append, unchecked"),
+    "sync raw, 1 thread": Case(sync_raw_1, "sync raw, 1 thread"),
+    "create + sync, 1 thread": Case(sync_create_1, "sync raw, 1 thread"),
+    "sync raw, 64 threads": Case(sync_raw_64, "sync raw, 64 threads"),
+    "create + sync, 64 threads": Case(sync_create_64, "sync raw, 64 threads"),
+    "awrite + sync, 64 tasks": Case(sync_awrite_64, "sync raw, 64 threads"),
     "read raw lines": Case(read_raw_lines, "read raw lines"),
     "entry.line, .position": Case(read_lines, "read raw lines"),
     "read raw records": Case(read_raw_records, "read raw records"),

@@ -185,6 +185,92 @@ class TestAwrite:
         with recorded_log() as log:
             assert asyncio.run(main(log.audit)) == log.entries[0].position
 
+    def test_tasks_that_wait_together_are_written_and_synced_together(self) -> None:
+        async def write_all(log: AuditLogger) -> list[Position | None]:
+            await log.awrite(Event(event_type="create"))
+            assert log._engine is not None
+            with log._engine.writer.locked():
+                writing = [asyncio.create_task(log.awrite(Event(event_type="create"))) for _ in range(100)]
+                await asyncio.sleep(0)
+            return await asyncio.gather(*writing)
+
+        with recorded_log(fsync="always") as log:
+            positions = asyncio.run(write_all(log.audit))
+            assert positions == [entry.position for entry in log.entries[1:]]
+            assert log.audit.durable_through() == positions[-1]
+            assert log.audit.stats().syncs <= 3
+
+    def test_tasks_of_several_loops_and_threads_share_it(self) -> None:
+        async def write_some(log: AuditLogger, name: str) -> None:
+            for number in range(20):
+                await log.awrite(Event(event_type="create", resource_id=f"{name}-{number}"))
+
+        with recorded_log(fsync="always") as log:
+            with ThreadPoolExecutor(4) as executor:
+                for name in "abcd":
+                    executor.submit(asyncio.run, write_some(log.audit, name))
+                    executor.submit(log.audit.create, "T", name)
+            ids = sorted(record["resource_id"] for record in log.records)
+        assert ids == sorted([*"abcd", *(f"{name}-{number}" for name in "abcd" for number in range(20))])
+
+    def test_an_event_that_is_refused_and_a_closed_log_are_told_at_once(self, directory: Path) -> None:
+        log = AuditLogger(directory)
+        with pytest.raises(InvalidEvent):
+            asyncio.run(log.awrite(Event(event_type="No Type")))
+        asyncio.run(log.awrite(Event(event_type="create")))
+        log.close()
+        with pytest.raises(LoggerClosed):
+            asyncio.run(log.awrite(Event(event_type="create")))
+        assert len(Reading(directory).entries) == 1
+
+    def test_one_that_is_cancelled_disturbs_nobody(self) -> None:
+        async def main(log: AuditLogger) -> Position | None:
+            assert log._engine is not None
+            with log._engine.writer.locked():
+                cancelled = asyncio.create_task(log.awrite(Event(event_type="create", resource_id="perhaps")))
+                writing = asyncio.create_task(log.awrite(Event(event_type="create", resource_id="1")))
+                await asyncio.sleep(0)
+                cancelled.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled
+            return await writing
+
+        with recorded_log() as log:
+            position = asyncio.run(main(log.audit))
+            assert position in {entry.position for entry in log.entries}
+
+    def test_close_writes_what_was_handed_over_and_ends_the_thread(self, directory: Path) -> None:
+        async def main() -> list[Position | None]:
+            writing = [asyncio.create_task(log.awrite(Event(event_type="create"))) for _ in range(50)]
+            await asyncio.sleep(0)
+            log.close()
+            return await asyncio.gather(*writing)
+
+        before = threading.active_count()
+        log = AuditLogger(directory)
+        positions = asyncio.run(main())
+        assert positions == [entry.position for entry in Reading(directory).entries]
+        assert threading.active_count() == before
+
+    def test_a_forked_child_writes_what_it_was_given_and_nothing_of_its_parents(
+        self, directory: Path
+    ) -> None:
+        log = AuditLogger(directory, fsync="always")
+
+        async def write(resource_id: str) -> None:
+            await log.awrite(Event(event_type="create", resource_id=resource_id))
+
+        asyncio.run(write("parent"))
+        pid = os.fork()
+        if pid == 0:
+            asyncio.run(write("child"))
+            log.close()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        asyncio.run(write("parent again"))
+        log.close()
+        assert Reading(directory).ids == ["parent", "child", "parent again"]
+
 
 class TestDisabled:
     @pytest.mark.parametrize("directory", ["", None])
@@ -236,6 +322,9 @@ class TestSettings:
             {"max_line_bytes": 100},
             {"max_line_bytes": 1 << 30},
             {"max_line_bytes": 1e6},
+            {"on_failure": "shrug"},
+            {"redact": ["a b"]},
+            {"hmac_key": b"short"},
             {"retention": 30},
             {"timezone": "Mars/Olympus"},
         ],

@@ -21,14 +21,18 @@ R = TypeVar("R")
 
 
 class Bound:
-    """A session together with its encoded form, which all of its events share."""
+    """A session together with its encoded form, which all of its events share.
 
-    __slots__ = ("encoded", "session")
+    `extra`: has it fields that the model does not know, in which secrets may be?
+    """
+
+    __slots__ = ("encoded", "extra", "session")
 
     def __init__(self, session: Session) -> None:
         if not isinstance(session, Session):
             raise InvalidEvent("session", f"must be a Session, not {type(session).__name__}")
         self.session = session
+        self.extra = bool(session.model_extra)
         self.encoded = encode_session(session)
 
 

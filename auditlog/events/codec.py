@@ -21,7 +21,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ..errors import InvalidEvent
 from .limit import DEFAULT_MAX_LINE_BYTES, fit
 from .model import PAYLOADS, Event, EventData, Session
-from .payloads import Model, invalid
+from .payloads import Model, fields_of, invalid
+from .redact import Redactor
 from .values import MAX_DEPTH, canonical, plain
 
 TS_DIGITS = 13  # of a time in milliseconds, until the year 2286
@@ -63,6 +64,7 @@ def encode(
     if "session" in data:
         raise InvalidEvent("event_data.session", "is the bound session, no field of the event's details")
     more = b""
+    tail: bytes | None = None
     try:
         head = _head(event_type, resource_type, resource_id)
         members = _members(data, _quick)
@@ -70,6 +72,8 @@ def encode(
             more = _quick(extra)
         tail = _tail(members, session, more)
     except (TypeError, InvalidEvent, _Doubtful):
+        pass  # what it says may show a value
+    if tail is None:
         head = _head(
             _text("event_type", event_type),
             _text("resource_type", resource_type),
@@ -90,24 +94,35 @@ def encode(
     return head, event_ts, tail
 
 
-def encode_event(event: Event, session: bytes, max_line_bytes: int = DEFAULT_MAX_LINE_BYTES) -> Encoded:
-    """Encode an Event; `session` (encoded) is used where the event brings none of its own."""
+def encode_event(
+    event: Event,
+    session: bytes,
+    max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
+    redactor: Redactor | None = None,
+) -> Encoded:
+    """Encode an Event; `session` (encoded) is used where the event brings none of its own.
+
+    `redactor` replaces the secrets of all that the event brings.
+    """
     if type(event.event_ts) is not int or event.event_ts < 0:
         raise InvalidEvent("event_ts", "must be milliseconds since the epoch")
     details = event.event_data
-    data = {name: value for name, value in details.__dict__.items() if value is not None}
-    data.pop("session", None)
+    known = {name: value for name, value in details.__dict__.items() if value is not None}
+    known.pop("session", None)
+    data = known | (details.model_extra or {})
     if details.session is not None:
-        session = encode_session(details.session)
+        session = encode_session(details.session, redactor)
     extra = event.model_extra or {}
     if type(event) is not Event:  # a subclass may have fields of its own
         own = {name: value for name, value in event.__dict__.items() if name not in Event.model_fields}
-        extra = extra | own  # a new dict: the event's own stays as it is
+        extra = {**extra, **own}
+    if redactor is not None:
+        data, extra = redactor.details(data), redactor.details(extra)
     return encode(
         event.event_type,
         event.resource_type,
         event.resource_id,
-        data | (details.model_extra or {}),
+        data,
         session,
         max_line_bytes,
         extra,
@@ -115,8 +130,10 @@ def encode_event(event: Event, session: bytes, max_line_bytes: int = DEFAULT_MAX
     )
 
 
-def encode_session(session: Session) -> bytes:
+def encode_session(session: Session, redactor: Redactor | None = None) -> bytes:
     """The session as it stands in a line, to be encoded once and used for many events."""
+    if redactor is not None:
+        session = redactor.session(session)
     fields = _checked({"session": session}, "event_data")["session"]
     return _escape(orjson.dumps(_modelled(Session, fields, _sorted_dump, "session")))
 
@@ -216,7 +233,7 @@ def _checked(data: Mapping[str, object], path: str) -> dict[str, Any]:
     """`data` as plain JSON values, each of them walked; the first that is none is named."""
     checked = {}
     for name, value in data.items():
-        fields = _fields_of(value) if isinstance(value, Model) else value
+        fields = fields_of(value) if isinstance(value, Model) else value
         checked[str(canonical(name, path))] = canonical(fields, f"{path}.{name}")
     return checked
 
@@ -258,7 +275,7 @@ def _modelled(model: type[Model], value: object, dump: Dump, payload: str) -> di
     then dropping what is empty, takes longer.
     """
     if type(value) is model:
-        value = _fields_of(value)
+        value = fields_of(value)
     if not isinstance(value, dict):
         raise InvalidEvent(f"event_data.{payload}", f"must be a dict or a {model.__name__}")
     kept: dict[str, object] = {}
@@ -284,10 +301,6 @@ def _modelled(model: type[Model], value: object, dump: Dump, payload: str) -> di
         for name in sorted(value.keys() - model.model_fields.keys()):
             kept[name] = orjson.Fragment(dump(value[name]))
     return kept
-
-
-def _fields_of(value: Model) -> dict[str, Any]:
-    return value.__dict__ | (value.model_extra or {})
 
 
 class _Doubtful(Exception):

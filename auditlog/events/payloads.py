@@ -37,6 +37,12 @@ class Model(BaseModel):
         __init__.__pydantic_base_init__ = True
 
 
+def fields_of(value: Model) -> dict[str, Any]:
+    """The fields of a model and the unknown keys it keeps, each as it is."""
+    extra = value.model_extra
+    return value.__dict__ | extra if extra else dict(value.__dict__)
+
+
 def invalid(path: str, error: ValidationError) -> InvalidEvent:
     """The first complaint of a validation as an error of ours, without the refused value."""
     complaint = error.errors(include_url=False, include_context=False, include_input=False)[0]

@@ -15,7 +15,7 @@ from .days import ONE_DAY, day_at, start_ns
 from .directory import Directory
 from .files import FILE_MODE, Files
 from .layout import day_file_name
-from .sync import GroupCommit, OpenFile
+from .sync import OpenFile, Syncer
 
 # A directory's mtime is as coarse as a tick before Linux 6.13: one that is younger than this may
 # stand still while another name comes or goes.
@@ -29,18 +29,18 @@ _UNKNOWN = -1
 class CurrentFile:
     """The day file of one directory that takes the next line.
 
-    Everything here is called, and its state protected, under the append lock. `group` syncs the
+    Everything here is called, and its state protected, under the append lock. `syncer` syncs the
     files that were opened and closes those that are let go; with None a file is closed at once.
 
     `end`: where the file is known to end with a whole line; the writer sets it. `notices`: what
     is to be logged when no lock is held, because a logging handler is code of users.
     """
 
-    def __init__(self, directory: Directory, zone: tzinfo, files: Files, group: GroupCommit | None) -> None:
+    def __init__(self, directory: Directory, zone: tzinfo, files: Files, syncer: Syncer | None) -> None:
         self._directory = directory
         self._zone = zone
         self._files = files
-        self._group = group
+        self._syncer = syncer
         self._warned: set[date] = set()
         self._file: OpenFile | None = None
         self._mtime_ns = _UNKNOWN  # of the directory, when the file was chosen
@@ -154,8 +154,8 @@ class CurrentFile:
             self._files.close(fd)
             raise
         file = OpenFile(day, fd, found.st_ino)
-        if self._group is not None:
-            self._group.add(file)
+        if self._syncer is not None:
+            self._syncer.add(file)
         return file
 
     def _check_ours(self, name: str, found: os.stat_result) -> None:
@@ -203,8 +203,8 @@ class CurrentFile:
         return end
 
     def _let_go(self, file: OpenFile) -> None:
-        if self._group is not None:
-            self._group.retire(file)
+        if self._syncer is not None:
+            self._syncer.retire(file)
         else:
             self._files.close(file.fd)
 
@@ -213,6 +213,6 @@ class CurrentFile:
         self._distrusted = True
 
     def close(self) -> None:
-        """Close the file, unless the group does."""
-        if self._file is not None and self._group is None:
+        """Close the file, unless the syncer does."""
+        if self._file is not None and self._syncer is None:
             self._files.close(self._file.fd)

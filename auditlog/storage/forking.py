@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from typing import Protocol
 
 
-class Forkable(Protocol):
+class Forkable:
     """Something that a fork must find at rest, and that a child must not share."""
 
     def before_fork(self) -> None:

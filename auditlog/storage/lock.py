@@ -33,18 +33,21 @@ class AppendLock:
         self._thread_lock = threading.RLock()
         self._held = False  # read and written only by the owner of the thread lock
         self.closed = False  # as that
+        self.waits = 0  # how often somebody had to wait, and how long in all
+        self.wait_seconds = 0.0
 
-    def acquire(self, directory: int) -> None:
-        """Take both locks.
+    def acquire(self, directory: int, timeout: float | None = None) -> None:
+        """Take both locks, within the lock's own timeout unless another is given.
 
         Raises LockTimeout, ReentrantWrite from inside a write, or LoggerClosed after `close`.
         """
         lock = self._thread_lock
         started = 0.0
         if not lock.acquire(False):
+            timeout = self._timeout if timeout is None else timeout
             started = time.monotonic()
-            if not lock.acquire(timeout=self._timeout):
-                raise self._timed_out()
+            if not lock.acquire(timeout=timeout):
+                raise self._timed_out(timeout)
         if self._held or self.closed:
             self._thread_lock.release()
             if self.closed:
@@ -54,17 +57,21 @@ class AppendLock:
         try:
             flock(directory, _TRY)
         except BlockingIOError:
-            self._poll(directory, started or time.monotonic())
+            started = started or time.monotonic()
+            self._poll(directory, started, self._timeout if timeout is None else timeout)
         except OSError as error:
             self._give_up()
             raise WriteFailed(self._path, f"locking failed: {error.strerror}") from error
         except BaseException:
             self._give_up()
             raise
+        if started:
+            self.waits += 1
+            self.wait_seconds += time.monotonic() - started
 
-    def _poll(self, directory: int, started: float) -> None:
+    def _poll(self, directory: int, started: float, timeout: float) -> None:
         # A blocking flock could not time out.
-        deadline = started + self._timeout
+        deadline = started + timeout
         pause = FIRST_PAUSE
         try:
             while True:
@@ -74,7 +81,7 @@ class AppendLock:
                     return
                 except BlockingIOError:
                     if time.monotonic() > deadline:
-                        raise self._timed_out() from None
+                        raise self._timed_out(timeout) from None
                 pause = min(2 * pause, LONGEST_PAUSE)
         except BaseException:
             self._give_up()
@@ -92,18 +99,24 @@ class AppendLock:
             self._held = False
             self._thread_lock.release()
 
-    def _timed_out(self) -> LockTimeout:
-        return LockTimeout(self._path, f"the append lock was not free for {self._timeout:g} s")
+    def _timed_out(self, timeout: float) -> LockTimeout:
+        return LockTimeout(self._path, f"the append lock was not free for {timeout:g} s")
+
+    def refuse_reentry(self) -> None:
+        """Raise ReentrantWrite in the thread that holds the locks."""
+        if self._thread_lock.acquire(False):
+            held = self._held
+            self._thread_lock.release()
+            if held:
+                raise ReentrantWrite(self._path, "the log was closed from inside a write")
 
     def close(self) -> bool:
         """Let nobody in any more, once the holder has left; False if it was closed before.
 
-        Waits for no other process: only this one's threads use the descriptor. Raises
-        ReentrantWrite from inside a write.
+        Waits for no other process: only this one's threads use the descriptor. Not to be called
+        from inside a write (see `refuse_reentry`).
         """
         with self._thread_lock:
-            if self._held:
-                raise ReentrantWrite(self._path, "the log was closed from inside a write")
             first, self.closed = not self.closed, True
             return first
 

@@ -18,15 +18,15 @@ from .directory import Directory
 from .files import Files
 from .layout import Position, new_tuple
 from .lock import AppendLock
-from .sync import GroupCommit
+from .sync import Syncer
 
 log = logging.getLogger("auditlog")
 
 
-class Writer:
+class Writer(forking.Forkable):
     """Appends encoded lines to the day files of one directory.
 
-    All state below is protected by the append lock (see AppendLock). `group` brings what was
+    All state below is protected by the append lock (see AppendLock). `syncer` brings what was
     appended to the disk; with `synced=False` nobody will ask it to, and a file is closed as soon
     as its day is over. `forked` is called before the first append of a forked child.
     """
@@ -65,15 +65,17 @@ class Writer:
         self.appends = 0
         self.lines = 0  # that are whole in a file
         self.newest: Position | None = None  # the last of them
-        self.group = GroupCommit(self._path, self._files, self.directory.fd, self._progress, self._distrust)
-        group = self.group if self._synced else None
-        self._current = CurrentFile(self.directory, self._zone, self._files, group)
+        self.syncer = Syncer(self._path, self._files, self.directory.fd, self._progress, self._distrust)
+        syncer = self.syncer if self._synced else None
+        self._current = CurrentFile(self.directory, self._zone, self._files, syncer)
 
     @contextmanager
-    def locked(self) -> Iterator[Directory]:
-        """Hold the append lock, to change what the directory remembers."""
+    def locked(self, timeout: float | None = None) -> Iterator[Directory]:
+        """Hold the append lock, to look at the directory or change what it remembers."""
+        if self._inherited:
+            self._open_own()
         directory = self.directory.fd
-        self._lock.acquire(directory)
+        self._lock.acquire(directory, timeout)
         try:
             yield self.directory
         finally:
@@ -159,19 +161,29 @@ class Writer:
         """Was `close` called?"""
         return self._lock.closed
 
+    @property
+    def waits(self) -> tuple[int, float]:
+        """How often an append waited for the append lock, and for how many seconds in all."""
+        return self._lock.waits, self._lock.wait_seconds
+
+    def refuse_reentry(self) -> None:
+        """Raise ReentrantWrite in a signal handler that interrupted a write of its own thread."""
+        self._lock.refuse_reentry()
+        self.syncer.refuse_reentry()
+
     def close(self) -> None:
         """Sync what was appended, and close all files; writing afterwards raises LoggerClosed.
 
-        A second call does nothing. Raises SyncFailed, with all files closed.
+        A second call does nothing. Raises SyncFailed, with all files closed, or ReentrantWrite.
         """
         if not self._lock.close() or self._inherited:
             return
         forking.forget(self)
         try:
             if self._synced:
-                self.group.sync()
+                self.syncer.sync()
         finally:
-            self.group.close()
+            self.syncer.close()
             self._close_rest()
 
     def _close_rest(self) -> None:
@@ -190,7 +202,7 @@ class Writer:
         """Leave the parent's descriptors, and wait with the rest for the first append here."""
         # They are closed and never unlocked: a flock on one of them is a lock of both processes.
         if not self._inherited:
-            self.group.abandon()
+            self.syncer.abandon()
             self._close_rest()
         self._begin()
         self._opening = threading.Lock()

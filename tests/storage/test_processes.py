@@ -163,8 +163,8 @@ def test_a_forked_child_of_a_closed_logger_leaves_the_parents_descriptors_alone(
 def test_a_forked_child_that_writes_nothing_can_flush_and_close(directory: Path) -> None:
     log = AuditLogger(directory, fsync="always")
     log.create("T", "1")
-    group = log._engine.writer.group  # type: ignore[union-attr]
-    with group._mutex:  # as if a thread of the parent were inside
+    syncer = log._engine.writer.syncer  # type: ignore[union-attr]
+    with syncer._mutex, syncer._lock:  # as if a thread of the parent were inside
         pid = os.fork()
         if pid == 0:
             signal.alarm(10)

@@ -418,7 +418,7 @@ class TestSync:
         assert files.entered.wait(10)  # the leader is inside its sync; all others come too late for it
         for thread in threads[1:]:
             thread.start()
-        until(lambda: len(log._engine.writer.group._waiters) == 15)  # type: ignore[union-attr]
+        until(lambda: len(log._engine._group._waiters) == 15)  # type: ignore[union-attr]
         files.release.set()
         for thread in threads:
             thread.join()
@@ -440,7 +440,7 @@ class TestSync:
 
         log = open_log(fsync="interval", fsync_interval=1000, files=SlowFiles())
         log.create("T", "1")
-        until(lambda: not log._engine.writer.group._leading)  # type: ignore[union-attr]
+        until(lambda: not log._engine.writer.syncer._busy)  # type: ignore[union-attr]
         entered.clear()
         release.clear()
         leader = threading.Thread(target=log.flush)
@@ -465,7 +465,7 @@ class TestSync:
         assert files.entered.wait(10)
 
         def interrupt() -> None:
-            until(lambda: len(log._engine.writer.group._waiters) == 1)  # type: ignore[union-attr]
+            until(lambda: len(log._engine._group._waiters) == 1)  # type: ignore[union-attr]
             os.kill(os.getpid(), signal.SIGINT)
 
         helper = threading.Thread(target=interrupt)
@@ -481,6 +481,36 @@ class TestSync:
         self, open_log: OpenLog
     ) -> None:
         files = GatedFiles()
+        log = open_log(fsync="interval", fsync_interval=1000, files=files)
+        log.create("T", "1")
+        until(lambda: not log._engine.writer.syncer._busy)  # type: ignore[union-attr]
+        files.hold()
+        refused: list[str] = []
+
+        def flush() -> None:
+            try:
+                log.flush()
+            except SyncFailed as error:
+                refused.append(error.reason)
+
+        log.create("T", "2")
+        durable = log.durable_through()
+        flushes = [threading.Thread(target=flush) for _ in range(2)]
+        flushes[0].start()
+        assert files.entered.wait(10)
+        log.create("T", "3")
+        flushes[1].start()
+        files.broken.set()
+        files.release.set()
+        for thread in flushes:
+            thread.join()
+        assert len(refused) == 2
+        assert log.durable_through() == durable
+
+    def test_threads_that_wait_for_a_failing_sync_are_told_so_and_those_behind_them_are_not(
+        self, open_log: OpenLog, directory: Path
+    ) -> None:
+        files = GatedFiles()
         log = open_log(fsync="always", files=files)
         files.hold()
         refused: list[str] = []
@@ -491,17 +521,18 @@ class TestSync:
             except SyncFailed:
                 refused.append(resource_id)
 
-        first, second = (threading.Thread(target=create, args=(name,)) for name in ("1", "2"))
-        first.start()
+        threads = [threading.Thread(target=create, args=(str(number),)) for number in range(8)]
+        threads[0].start()
         assert files.entered.wait(10)
-        second.start()
-        until(lambda: len(log._engine.writer.group._waiters) == 1)  # type: ignore[union-attr]
-
+        for thread in threads[1:]:
+            thread.start()
+        until(lambda: len(log._engine._group._waiters) == 7)  # type: ignore[union-attr]
         files.broken.set()
         files.release.set()
-        first.join()
-        second.join()
-        assert sorted(refused) == ["1", "2"]
+        for thread in threads:
+            thread.join()
+        assert refused == ["0"]
+        assert sorted(Reading(directory).ids) == [str(number) for number in range(8)]
         assert log.durable_through() is None
 
     def test_a_handler_that_writes_during_its_threads_sync_is_refused(self, open_log: OpenLog) -> None:

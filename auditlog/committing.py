@@ -1,0 +1,239 @@
+"""Events that wait together are written together: in one append, and one sync where it is asked for.
+
+Threads take turns at leading (GroupCommit). Tasks of event loops have one thread that waits for
+them (Committer).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from copy import copy
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, NamedTuple
+
+from .errors import LoggerClosed, ReentrantWrite, SyncFailed, WriteFailed
+from .events.codec import Encoded
+from .storage.layout import Position
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, Future
+
+MOST_EVENTS = 1024  # of a batch, unless one caller alone has more
+MOST_BYTES = 1 << 20
+
+Append = Callable[[Sequence[Encoded]], list[Position]]
+
+
+class _Result(NamedTuple):
+    """What became of a batch: the lines that are whole in the file, and why that is not all."""
+
+    positions: Sequence[Position]
+    failure: Exception | None
+
+    def share(self, start: int, count: int) -> list[Position]:
+        """The positions of `count` events from `start` on; raises where they are not acknowledged."""
+        mine = list(self.positions[start : start + count])
+        failure = self.failure
+        if failure is None or (len(mine) == count and not isinstance(failure, SyncFailed)):
+            return mine
+        if isinstance(failure, WriteFailed):
+            raise type(failure)(failure.path, failure.reason, tuple(mine))
+        raise copy(failure)  # each with a traceback of its own
+
+
+def _result_of(append: Append, events: Sequence[Encoded]) -> _Result:
+    try:
+        return _Result(append(events), None)
+    except WriteFailed as error:
+        return _Result(error.positions, error)
+    except Exception as error:
+        return _Result((), error)
+
+
+class _Waiter:
+    __slots__ = ("events", "gate", "leads", "result", "start")
+
+    def __init__(self, events: Sequence[Encoded]) -> None:
+        self.events = events
+        self.gate = threading.Lock()
+        self.gate.acquire()
+        self.leads = False
+        self.result: _Result | None = None  # of the batch in which its events begin at `start`
+        self.start = 0
+
+
+class GroupCommit:
+    """Lets one thread append, and sync, for all that wait.
+
+    Whoever comes while nobody does it leads, and appends its own events. All who come meanwhile
+    wait, each at a lock of its own; the first of them leads next, and appends for all.
+
+    `_mutex` protects the fields below it, is held for moments only, and nothing is taken inside.
+    """
+
+    def __init__(self, path: str, append: Append) -> None:
+        self._path = path
+        self._append = append
+        self._inside: set[int] = set()  # the threads that are in `append`
+        self._mutex = threading.Lock()
+        self._waiters: deque[_Waiter] = deque()
+        self._led = False  # is there a leader?
+
+    def append(self, events: Sequence[Encoded]) -> list[Position]:
+        """Append events, and return their positions. Raises what appending raises, or ReentrantWrite."""
+        self.refuse_reentry()
+        me = threading.get_ident()
+        self._inside.add(me)
+        try:
+            with self._mutex:
+                waiter = _Waiter(events) if self._led else None
+                self._led = True
+                if waiter is not None:
+                    self._waiters.append(waiter)
+            if waiter is not None:
+                return self._wait(waiter)
+            try:
+                return self._append(events)
+            finally:
+                with self._mutex:
+                    self._hand_over()
+        finally:
+            self._inside.discard(me)
+
+    def refuse_reentry(self) -> None:
+        """Raise ReentrantWrite in a signal handler that interrupted an append of its own thread."""
+        if threading.get_ident() in self._inside:
+            raise ReentrantWrite(self._path, "the log was written or closed from inside a write")
+
+    def _wait(self, waiter: _Waiter) -> list[Position]:
+        try:
+            waiter.gate.acquire()
+            if waiter.leads:
+                self._lead(waiter)
+        except BaseException:  # Ctrl-C: whoever is not there must not keep the lead
+            with self._mutex:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+                if waiter.leads:
+                    self._hand_over()
+            raise
+        assert waiter.result is not None
+        return waiter.result.share(waiter.start, len(waiter.events))
+
+    def _lead(self, leader: _Waiter) -> None:
+        """Append what waits, the leader's own events first, and give the lead to the next."""
+        batch: list[_Waiter] = []
+        events: list[Encoded] = []
+        result = _Result((), WriteFailed(self._path, "the write was interrupted"))
+        try:
+            with self._mutex:
+                while self._waiters and len(events) < MOST_EVENTS:
+                    waiter = self._waiters.popleft()
+                    waiter.start = len(events)
+                    events += waiter.events
+                    batch.append(waiter)
+            result = _result_of(self._append, events)
+        finally:
+            with self._mutex:
+                for waiter in batch:
+                    waiter.result = result
+                    waiter.gate.release()
+                leader.leads = False
+                self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Let the next one lead, or nobody. The caller holds the mutex."""
+        if self._waiters:
+            self._waiters[0].leads = True
+            self._waiters[0].gate.release()
+        else:
+            self._led = False
+
+
+_Task = tuple[Encoded, "AbstractEventLoop", "Future[Position]"]
+
+
+class Committer:
+    """Appends the events that tasks hand over, in a thread, many at a time.
+
+    While a batch is written, the next one gathers. `_lock` protects the fields below it, is held
+    for moments only, and nothing is taken inside.
+    """
+
+    def __init__(self, path: str, append: Append) -> None:
+        self._path = path
+        self._append = append
+        self._lock = threading.Lock()
+        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()  # None: nothing comes any more
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def submit(self, event: Encoded) -> Future[Position]:
+        """Hand an event over; the future gives its position, or raises what appending raises.
+
+        To be called in a running event loop. Raises LoggerClosed.
+        """
+        import asyncio  # slow to load, and loaded where somebody awaits
+
+        loop = asyncio.get_running_loop()
+        future: Future[Position] = loop.create_future()
+        with self._lock:
+            if self._closed:
+                raise LoggerClosed(self._path)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="auditlog-commit", daemon=True)
+                self._thread.start()
+            self._tasks.put((event, loop, future))
+        return future
+
+    def close(self) -> None:
+        """Return when all that was handed over is written; nothing more is accepted."""
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+        if thread is not None:
+            self._tasks.put(None)
+            thread.join()
+
+    def _run(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            batch = self._gather(task)
+            self._tell(batch, _result_of(self._append, [event for event, _, _ in batch]))
+
+    def _gather(self, first: _Task) -> list[_Task]:
+        """The first task and those that wait behind it, as many as make a good batch."""
+        batch = [first]
+        size = 0
+        with suppress(Empty):
+            while len(batch) < MOST_EVENTS and size < MOST_BYTES:
+                task = self._tasks.get_nowait()
+                if task is None:
+                    self._tasks.put(None)  # nothing comes behind it, so it stays the last
+                    break
+                batch.append(task)
+                size += len(task[0][2])
+        return batch
+
+    def _tell(self, batch: list[_Task], result: _Result) -> None:
+        by_loop: defaultdict[AbstractEventLoop, list[tuple[Future[Position], int]]] = defaultdict(list)
+        for number, (_, loop, future) in enumerate(batch):
+            by_loop[loop].append((future, number))
+        for loop, futures in by_loop.items():
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits there any more
+                loop.call_soon_threadsafe(_resolve, futures, result)
+
+
+def _resolve(futures: list[tuple[Future[Position], int]], result: _Result) -> None:
+    for future, number in futures:
+        if future.done():  # cancelled meanwhile
+            continue
+        if result.failure is None:
+            future.set_result(result.positions[number])
+            continue
+        try:
+            future.set_result(result.share(number, 1)[0])
+        except Exception as error:
+            future.set_exception(error)

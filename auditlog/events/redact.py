@@ -1,0 +1,112 @@
+"""Replacing secrets before anything is encoded, so that none reaches a file, an error or a log."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Any
+
+import orjson
+
+from ..errors import InvalidEvent
+from .model import PAYLOADS, Session
+from .payloads import Model, fields_of
+from .secrets import SecretNames
+from .values import MAX_DEPTH, canonical, plain
+
+REDACTED = "[redacted]"
+
+_LEAVES = frozenset({str, int, float, bool, type(None)})
+_NO_SECRETS = frozenset({bool, type(None)})
+
+
+class Redactor:
+    """Replaces the values that `names` calls secrets.
+
+    A secret becomes `[redacted]`, or with `hmac_key` `hmac-sha256:<hex>` of its text (of its JSON
+    with sorted keys, where it is no string): equal secrets stay recognizable, for those who have
+    the key even what they were. Where a payload's model wants an object, it becomes one with a
+    field `redacted`, where it wants a list, a list of one; a number is left out. None,
+    booleans and what is empty stay.
+
+    `affects_sessions`: may a field that every session has be a secret?
+    """
+
+    def __init__(self, names: SecretNames, hmac_key: bytes | None = None) -> None:
+        self._match = names.match
+        self._harmless = names.harmless
+        self._hmac_key = hmac_key
+        self.affects_sessions = any(names.match("session", name) for name in Session.model_fields)
+
+    def details(self, data: dict[str, Any]) -> dict[str, Any]:
+        """The details of an event without their secrets; `data` itself, where it has none.
+
+        Raises InvalidEvent for a cycle, or a nesting that is too deep.
+        """
+        return self._clean_members(data, "", 0)
+
+    def session(self, session: Session) -> Session:
+        """The session without its secrets."""
+        return Session.model_construct(**self._clean_members(fields_of(session), "session", 0))
+
+    def _clean(self, value: Any, path: str, depth: int) -> Any:
+        """`value` without its secrets; the same object, where it has none (of a model, its fields)."""
+        if depth > MAX_DEPTH:
+            raise InvalidEvent(f"event_data.{path}", f"nested deeper than {MAX_DEPTH} levels, or a cycle")
+        if isinstance(value, dict):
+            return self._clean_members(value, path, depth)
+        if isinstance(value, Model):
+            return self._clean_members(fields_of(value), path, depth)
+        if isinstance(value, list | tuple):
+            items = [item if type(item) in _LEAVES else self._clean(item, path, depth + 1) for item in value]
+            same = all(new is old for new, old in zip(items, value, strict=True))
+            return value if same else items
+        try:
+            converted = plain(value)
+        except Exception:  # the encoder says better what is wrong with it
+            return value
+        if type(converted) in _LEAVES:
+            return value
+        cleaned = self._clean(converted, path, depth)
+        return value if cleaned is converted else cleaned
+
+    def _clean_members(self, fields: dict[Any, Any], path: str, depth: int) -> dict[Any, Any]:
+        cleaned = fields
+        for name, value in dict.items(fields):  # what the encoder sees, whatever a subclass says
+            if name not in self._harmless and isinstance(name, str) and self._match(path, name):
+                new = self._replacement(value, path, name)
+            elif type(value) in _LEAVES:
+                continue
+            else:
+                new = self._clean(value, f"{path}.{name}" if path else name, depth + 1)
+            if new is not value:
+                if cleaned is fields:
+                    cleaned = dict(fields)
+                cleaned[name] = new
+        return cleaned
+
+    def _replacement(self, value: Any, path: str, name: str) -> Any:
+        if type(value) in _NO_SECRETS or (isinstance(value, str | list | tuple | dict) and not value):
+            return value
+        mark = REDACTED if self._hmac_key is None else self._digest(value, f"{path}.{name}")
+        if _is_modelled(path, name):
+            if isinstance(value, dict | Model):
+                return {"redacted": mark}
+            if isinstance(value, list | tuple):
+                return [mark]
+            if isinstance(value, int | float):
+                return None
+        return mark
+
+    def _digest(self, value: Any, path: str) -> str:
+        value = canonical(fields_of(value) if isinstance(value, Model) else value, f"event_data.{path}")
+        text = value.encode() if isinstance(value, str) else orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        assert self._hmac_key is not None
+        return "hmac-sha256:" + hmac.digest(self._hmac_key, text, "sha256").hex()
+
+
+def _is_modelled(path: str, name: str) -> bool:
+    """Does a model say what type the value has?"""
+    if path == "":
+        return name in PAYLOADS
+    model = Session if path == "session" else PAYLOADS.get(path)
+    return model is not None and name in model.model_fields
