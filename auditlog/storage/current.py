@@ -121,7 +121,8 @@ class CurrentFile:
         settled = time.time_ns() - mtime_ns > _MTIME_GRAIN_NS  # the kernel's clock, not ours
         self._mtime_ns = mtime_ns if settled else _UNKNOWN
         self._from_ns = start_ns(today, self._zone)
-        self._to_ns = start_ns(day + ONE_DAY, self._zone)
+        # A file further ahead may be the one to write as soon as the next day begins.
+        self._to_ns = start_ns((today if len(older) < len(existing) else day) + ONE_DAY, self._zone)
         return file
 
     def _is_at_its_name(self, file: OpenFile) -> bool:
