@@ -180,8 +180,8 @@ class TestAwrite:
             files.heal()
             log.audit.create("T", "last")
             stored = {entry.position for entry in log.entries[1:-1]}
-        failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
-        assert {outcome for outcome in outcomes if not isinstance(outcome, Exception)} == stored
+        failures = [outcome for outcome in outcomes if isinstance(outcome, WriteFailed)]
+        assert {outcome for outcome in outcomes if not isinstance(outcome, WriteFailed)} == stored
         assert stored
         assert failures
         assert {type(failure) for failure in failures} == {DiskFull}

@@ -16,10 +16,10 @@ from typing import Any
 
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
 
-from auditlog import AuditLogger, AuditReader, Event, EventData, InvalidRange, Session, WriteFailed
+from auditlog import AuditLogger, AuditReader, Event, EventData, InvalidRange, K8sAccess, Session, WriteFailed
 from auditlog.capture import current
 
 # A real server asks its identity provider; these tokens stand for three people at their desks.
@@ -83,6 +83,8 @@ class ControlPlane:
             ("POST", "/talos/{cluster}/{machine_ip}/{service}/{method}", self.talos, change),
             ("GET", "/audit-log", self.audit_log, admin),
         ]
+        self.app.add_api_route("/readyz", self.ready)
+        self.app.add_api_route("/metrics", self.metrics)
         for method, path, handler, dependencies in routes:
             self.app.add_api_route(path, handler, methods=[method], dependencies=dependencies)
         self.app.add_api_route(
@@ -102,6 +104,8 @@ class ControlPlane:
 
     async def identify(self, request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
         """Bind the session of the request's user to all that the request does."""
+        if request.url.path in ("/readyz", "/metrics"):  # asked by machines that have no name
+            return await go_on(request)
         user = USERS.get(request.headers.get("authorization", "").removeprefix("Bearer "))
         if user is None:
             return JSONResponse({"detail": "who are you?"}, status_code=401)
@@ -182,7 +186,7 @@ class ControlPlane:
         self.find("clusters", cluster)
         if request.method != "GET":
             body = await request.body()
-            self.audit.k8s_access(
+            access = K8sAccess(
                 full_method_name=f"{request.method} /{path}",
                 command=request.headers.get("kubectl-command", ""),
                 kube_session=request.headers.get("kubectl-session", ""),
@@ -190,6 +194,8 @@ class ControlPlane:
                 cluster_name=cluster,
                 cluster_uuid=f"uuid-of-{cluster}",
             )
+            # The disk may take its time; the event loop goes on meanwhile.
+            await self.audit.awrite(Event(event_type="k8s_access", event_data=EventData(k8s_access=access)))
         return {"kind": "Status", "status": "Success", "path": f"/{path}"}
 
     def talos(self, cluster: str, machine_ip: str, service: str, method: str) -> dict[str, Any]:
@@ -201,6 +207,15 @@ class ControlPlane:
         return {"messages": [{"metadata": {"hostname": machine_ip}}]}
 
     # ------------------------------------------------------------------ the audit log itself
+
+    def ready(self) -> Response:
+        """Whether a change could be recorded now."""
+        problem = self.audit.check()
+        return PlainTextResponse(problem or "ready", status_code=503 if problem else 200)
+
+    def metrics(self) -> Response:
+        """Figures of the audit log for Prometheus."""
+        return PlainTextResponse(self.audit.stats().prometheus())
 
     def audit_log(self, start: str | None = None, end: str | None = None) -> Response:
         """Stream the stored lines of a range of days (YYYY-MM-DD). The read is recorded, too."""
