@@ -71,7 +71,8 @@ class GroupCommit:
     Whoever comes while nobody does it leads, and appends its own events. All who come meanwhile
     wait, each at a lock of its own; the first of them leads next, and appends for all.
 
-    `_mutex` protects the fields below it, is held for moments only, and nothing is taken inside.
+    `_mutex` protects the fields below it, is held for moments only, and nothing is taken inside. A
+    signal handler never waits for it: from inside `append` it is refused before.
     """
 
     def __init__(self, path: str, append: Append) -> None:
@@ -138,11 +139,11 @@ class GroupCommit:
             result = _result_of(self._append, events)
         finally:
             with self._mutex:
+                leader.leads = False
+                self._hand_over()
                 for waiter in batch:
                     waiter.result = result
                     waiter.gate.release()
-                leader.leads = False
-                self._hand_over()
 
     def _hand_over(self) -> None:
         """Let the next one lead, or nobody. The caller holds the mutex."""
@@ -160,13 +161,13 @@ class Committer:
     """Appends the events that tasks hand over, in a thread, many at a time.
 
     While a batch is written, the next one gathers. `_lock` protects the fields below it, is held
-    for moments only, and nothing is taken inside.
+    for moments only, and nothing is taken inside. It is re-entrant for a signal handler that closes.
     """
 
     def __init__(self, path: str, append: Append) -> None:
         self._path = path
         self._append = append
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()  # None: nothing comes any more
         self._thread: threading.Thread | None = None
         self._closed = False

@@ -59,11 +59,11 @@ class Failures:
     """Counts what failed, and keeps the gap that nobody was told of yet.
 
     `last_error` with its time, and the count of appends at that time: a later append worked.
-    `_lock` protects all of it, and nothing is taken inside.
+    `_lock` protects all of it, and nothing is taken inside. It is re-entrant for signal handlers.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.failed = 0
         self.dropped = 0
         self.last_error = ""
