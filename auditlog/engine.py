@@ -75,8 +75,10 @@ class Engine(forking.Forkable):
         try:
             self._agree_on_zone()
             self._start_background()
-        except BaseException:
-            self.writer.close()
+        except BaseException as error:
+            self._stop()
+            if isinstance(error, WriteFailed):  # nothing was to be written yet
+                raise DirectoryError(path, error.reason, error.remedy) from error
             raise
         forking.register(self)
 
@@ -268,6 +270,9 @@ class Engine(forking.Forkable):
             return
         self._group.refuse_reentry()
         self.writer.refuse_reentry()
+        self._stop()
+
+    def _stop(self) -> None:
         for job in self._background:
             job.stop()
         self._committer.close()

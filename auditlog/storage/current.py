@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import time
+from contextlib import suppress
 from datetime import date, tzinfo
 from os import SEEK_END
 from time import monotonic_ns
@@ -152,7 +153,7 @@ class CurrentFile:
             found = self._files.stat(fd)
             self._check_ours(day_file_name(day), found)
         except BaseException:
-            self._files.close(fd)
+            self._close(fd)
             raise
         file = OpenFile(day, fd, found.st_ino)
         if self._syncer is not None:
@@ -207,7 +208,11 @@ class CurrentFile:
         if self._syncer is not None:
             self._syncer.retire(file)
         else:
-            self._files.close(file.fd)
+            self._close(file.fd)
+
+    def _close(self, fd: int) -> None:
+        with suppress(OSError):  # nothing was promised of the disk
+            self._files.close(fd)
 
     def distrust(self) -> None:
         """After a failed sync: the next line goes through a new descriptor, behind a checked tail."""
@@ -216,4 +221,4 @@ class CurrentFile:
     def close(self) -> None:
         """Close the file, unless the syncer does."""
         if self._file is not None and self._syncer is None:
-            self._files.close(self._file.fd)
+            self._close(self._file.fd)

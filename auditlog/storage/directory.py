@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import date, tzinfo
 from typing import Any, Self
@@ -12,9 +14,10 @@ import orjson
 
 from ..errors import DirectoryError
 from .days import load_zone
-from .files import Files
+from .files import Files, is_full
 from .layout import STATE_DIRECTORY, STATE_FILE, day_file_name, parse_day, parse_day_file_name
 
+_STATE = f"{STATE_DIRECTORY}/{STATE_FILE}"
 _STATE_BYTES = 1 << 16  # far more than we ever write there
 _ALLOW = "accept with allow_shared_directory=True what docs/security.md says of it"
 
@@ -68,30 +71,29 @@ class Directory:
     ) -> None:
         self.path = os.path.abspath(path)
         self._files = files
-        try:
+        with self.refusing():
             if create:
                 files.make_directory(self.path)
             self.fd = files.open_directory(self.path)
-        except OSError as error:
-            raise self._refusal(error) from error
         if not create:
             return
         try:
-            self._check_ours(self.fd, self.path, allow_shared)
+            if not allow_shared:
+                self._check_ours(self.fd, self.path)
             below = self.open_state_directory()
             try:
-                self._check_ours(below, os.path.join(self.path, STATE_DIRECTORY), allow_shared)
+                if not allow_shared:
+                    self._check_ours(below, os.path.join(self.path, STATE_DIRECTORY))
             finally:
-                files.close(below)
+                self._close(below)
         except DirectoryError:
             self.close()
             raise
 
-    def _check_ours(self, fd: int, path: str, allow_shared: bool) -> None:
+    def _check_ours(self, fd: int, path: str) -> None:
         """Whoever else may write here could put a file of his in the next day's place."""
-        found = self._files.stat(fd)
-        if allow_shared:
-            return
+        with self.refusing():
+            found = self._files.stat(fd)
         if found.st_uid != os.geteuid():
             raise DirectoryError(
                 path,
@@ -122,19 +124,30 @@ class Directory:
             )
         return found
 
-    def _refusal(self, error: OSError) -> DirectoryError:
-        reason = (error.strerror or str(error)).lower()
-        remedies: dict[type[OSError], str] = {
-            FileNotFoundError: "create it, or correct the path",
-            NotADirectoryError: "name a directory, not a file",
-            PermissionError: "give this user the right to read and write there",
-        }
-        remedy = remedies.get(type(error), "check the path and the file system")
-        return DirectoryError(self.path, reason, remedy)
+    @contextmanager
+    def refusing(self, what: str = "") -> Iterator[None]:
+        """Raise DirectoryError instead of OSError; `what` could not be done, where that is not plain."""
+        try:
+            yield
+        except OSError as error:
+            reason = what + (error.strerror or str(error)).lower()
+            remedies: dict[type[OSError], str] = {
+                FileNotFoundError: "create it, or correct the path",
+                NotADirectoryError: "name a directory, not a file",
+                PermissionError: "give this user the right to read and write there",
+            }
+            remedy = remedies.get(type(error), "check the path and the file system")
+            if is_full(error):
+                remedy = "free space on the file system"
+            raise DirectoryError(self.path, reason, remedy) from error
 
     def close(self) -> None:
         """Close the descriptor."""
-        self._files.close(self.fd)
+        self._close(self.fd)
+
+    def _close(self, fd: int) -> None:
+        with suppress(OSError):  # nothing was written through it
+            self._files.close(fd)
 
     def __enter__(self) -> Self:
         return self
@@ -144,11 +157,9 @@ class Directory:
 
     def days(self) -> list[date]:
         """The days that have a file, oldest first. Stray names are passed over."""
-        try:
+        with self.refusing():
             days = (parse_day_file_name(name) for name in self._files.names(self.fd))
             return sorted(day for day in days if day is not None)
-        except OSError as error:
-            raise self._refusal(error) from error
 
     def has_file(self, day: date) -> bool:
         """Does a regular file stand in the day's place?"""
@@ -180,16 +191,16 @@ class Directory:
 
     def read_state(self) -> State:
         """What the directory remembers; nothing, where no writer was here yet."""
-        try:
-            content = self._read_state_file()
-        except FileNotFoundError:
-            return State()
-        except OSError as error:
-            raise self._bad_state(f"cannot be read ({error.strerror})") from error
+        with self.refusing(f"{_STATE} cannot be read: "):
+            try:
+                content = self._read_state_file()
+            except FileNotFoundError:
+                return State()
         try:
             return State.parse(content)
         except ValueError:
-            raise self._bad_state("is damaged") from None
+            remedy = f'make {_STATE} a plain file with {{"timezone":"UTC"}} in it, or the zone of the log'
+            raise DirectoryError(self.path, f"{_STATE} is damaged", remedy) from None
 
     def zone(self) -> tzinfo:
         """The zone of the log's days: the one that its first writer recorded, else UTC."""
@@ -197,34 +208,26 @@ class Directory:
 
     def open_state_directory(self) -> int:
         """Open `.auditlog`, and create it where it is missing."""
-        try:
+        with self.refusing():
             return self._files.open_subdirectory(self.fd, STATE_DIRECTORY)
-        except OSError as error:
-            raise self._refusal(error) from error
 
     def _read_state_file(self) -> bytes:
         below = self._files.open_directory(STATE_DIRECTORY, self.fd)
         try:
             fd = self._files.open_read(below, STATE_FILE)
         finally:
-            self._files.close(below)
+            self._close(below)
         try:
             return self._files.read(fd, _STATE_BYTES, 0)
         finally:
-            self._files.close(fd)
+            self._close(fd)
 
     def update_state(self, **changes: Any) -> None:
         """Change what the directory remembers, durably. The caller holds the append lock."""
         content = replace(self.read_state(), **changes).encode()
-        below = self.open_state_directory()
-        try:
-            self._files.replace(below, STATE_FILE, content)
-        except OSError as error:
-            raise self._bad_state(f"cannot be written ({error.strerror})") from error
-        finally:
-            self._files.close(below)
-
-    def _bad_state(self, reason: str) -> DirectoryError:
-        name = f"{STATE_DIRECTORY}/{STATE_FILE}"
-        remedy = f'make {name} a plain file with {{"timezone":"UTC"}} in it, or the zone of the log'
-        return DirectoryError(self.path, f"{name} {reason}", remedy)
+        with self.refusing(f"{_STATE} cannot be written: "):
+            below = self.open_state_directory()
+            try:
+                self._files.replace(below, STATE_FILE, content)
+            finally:
+                self._close(below)

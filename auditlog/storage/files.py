@@ -8,6 +8,7 @@ no descriptor is inherited by a program that the server starts (Python opens wit
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sys
@@ -19,6 +20,11 @@ DIRECTORY_MODE = 0o700
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Is it that the disk, or the user's share of it, is full?"""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class Files:

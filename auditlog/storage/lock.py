@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 
 from ..errors import LockTimeout, LoggerClosed, ReentrantWrite, WriteFailed
@@ -94,7 +95,10 @@ class AppendLock:
     def release(self, directory: int) -> None:
         """Give both locks back."""
         try:
-            flock(directory, LOCK_UN)
+            # The line is written, so its writer must not be told otherwise. If the lock stayed, it
+            # is still this descriptor's, and the next release is another attempt.
+            with suppress(OSError):
+                flock(directory, LOCK_UN)
         finally:
             self._held = False
             self._thread_lock.release()

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, tzinfo
 
-from ..errors import InvalidSetting, SweepBusy
+from ..errors import DirectoryError, InvalidSetting, SweepBusy
 from .days import ONE_DAY, Clock, SystemClock, day_at, start_of
 from .directory import Directory
-from .files import Files
+from .files import Files, is_full
 from .layout import day_file_name
 from .lock import AppendLock
 
@@ -106,7 +106,7 @@ class RetentionSweeper:
 
     def plan(self) -> SweepReport:
         """Say what `sweep` would do now. Removes nothing."""
-        with Directory(self._path, self._files) as directory:
+        with Directory(self._path, self._files) as directory, directory.refusing():
             zone = directory.zone()
             plan = self._plan(directory, zone)
             return self._report(plan, zone, tuple(plan.due), {}, dry_run=True)
@@ -120,6 +120,7 @@ class RetentionSweeper:
         """
         with (
             Directory(self._path, self._files, create=True, allow_shared=self._allow_shared) as directory,
+            directory.refusing(),
             self._alone(directory),
         ):
             return self._sweep(directory)
@@ -146,19 +147,30 @@ class RetentionSweeper:
         plan = self._plan(directory, zone)
         removed: list[date] = []
         failed: dict[date, str] = {}
+        due = iter(plan.due)
         if plan.due:
-            self._remember(directory, max(plan.due))
-        for day in plan.due:
             try:
-                self._files.remove(directory.fd, day_file_name(day))
-                removed.append(day)
-            except FileNotFoundError:
-                pass  # somebody else removed it
-            except OSError as error:
-                failed[day] = error.strerror or str(error)
+                self._remember(directory, max(plan.due))
+            except DirectoryError as error:
+                if not is_full(error.__cause__):
+                    raise
+                # There is room to remember that as soon as the oldest file is gone.
+                self._remove(directory, next(due), removed, failed)
+                self._remember(directory, max(plan.due))
+        for day in due:
+            self._remove(directory, day, removed, failed)
         if removed:
             self._files.sync_directory(directory.fd)
         return self._report(plan, zone, tuple(removed), failed, dry_run=False)
+
+    def _remove(self, directory: Directory, day: date, removed: list[date], failed: dict[date, str]) -> None:
+        try:
+            self._files.remove(directory.fd, day_file_name(day))
+            removed.append(day)
+        except FileNotFoundError:
+            pass  # somebody else removed it
+        except OSError as error:
+            failed[day] = error.strerror or str(error)
 
     def _remember(self, directory: Directory, day: date) -> None:
         # Before the first file goes: a follower that misses a day must find out why.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ from . import forking
 from .current import CurrentFile
 from .days import Clock
 from .directory import Directory
-from .files import Files
+from .files import Files, is_full
 from .layout import Position, new_tuple
 from .lock import AppendLock
 from .sync import Syncer
@@ -138,7 +137,7 @@ class Writer(forking.Forkable):
         return whole
 
     def _failure(self, error: OSError, positions: tuple[Position, ...]) -> WriteFailed:
-        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else WriteFailed
+        kind = DiskFull if is_full(error) else WriteFailed
         reason = f"writing failed: {error.strerror or error}"
         return kind(self._path, reason, positions)
 
