@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from .health import Stats as Stats
     from .logger import AuditLogger as AuditLogger
     from .query.filters import Filter as Filter
+    from .query.follower import AsyncFollower as AsyncFollower
+    from .query.follower import Follower as Follower
     from .query.reader import AuditReader as AuditReader
     from .storage.days import Clock as Clock
     from .storage.days import SystemClock as SystemClock
@@ -101,6 +103,7 @@ _HOMES = {
     "health": ("Stats",),
     "logger": ("AuditLogger",),
     "query.filters": ("Filter",),
+    "query.follower": ("AsyncFollower", "Follower"),
     "query.reader": ("AuditReader",),
     "storage.days": ("Clock", "SystemClock"),
     "storage.entry": ("CorruptLine", "Entry"),

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from datetime import date
 from itertools import chain, islice
+from typing import TYPE_CHECKING
 
-from ..errors import CorruptEntry, InvalidSetting, PositionExpired, PositionInvalid
+from ..errors import CorruptEntry, InvalidRange, InvalidSetting, PositionExpired, PositionInvalid
+from ..storage.days import Clock, SystemClock
 from ..storage.directory import Directory
 from ..storage.entry import RAW_BYTES, CorruptLine, Entry
 from ..storage.files import Files
 from ..storage.layout import Position
 from ..storage.lines import backwards, forwards, line_length, starts_line
+from ..storage.tail import Tail
 from .filters import Filter
+from .follower import AsyncFollower, Follower
 from .timespec import Bound, Range, parse_range
+
+if TYPE_CHECKING:
+    import asyncio
 
 log = logging.getLogger("auditlog")
 
@@ -35,9 +43,11 @@ class AuditReader:
         directory: str | os.PathLike[str],
         *,
         on_corrupt: Callable[[CorruptLine], None] | None = None,
+        clock: Clock | None = None,
         files: Files | None = None,
     ) -> None:
         self._path = os.path.abspath(directory)
+        self._clock = clock or SystemClock()
         self._files = files or Files()
         self._on_corrupt = on_corrupt or self._warn
         self._directory().close()
@@ -70,8 +80,7 @@ class AuditReader:
         """
         if limit is not None and (type(limit) is not int or limit < 0):
             raise InvalidSetting("limit", limit, "must be a number of entries, or None")
-        if not isinstance(where, Filter | None):
-            raise InvalidSetting("where", where, "must be a Filter, or None")
+        _check_filter(where)
         with self._directory() as directory:
             span = parse_range(start, end, directory.zone())
             days = directory.days()
@@ -79,8 +88,59 @@ class AuditReader:
         by_day = self._days(days, span, after, offset, newest_first)
         entries: Iterator[Entry] = chain.from_iterable(by_day)
         if span.by_time or where is not None or strict:
-            entries = self._chosen(entries, span, where, strict)
+            entries = (entry for entry in entries if self._is_chosen(entry, span, where, strict))
         return entries if limit is None else islice(entries, limit)
+
+    def follow(
+        self,
+        start: Bound = None,
+        *,
+        after: Position | None = None,
+        where: Filter | None = None,
+        stop: threading.Event | None = None,
+    ) -> Follower:
+        """Give the entries from `start` on, or behind `after`, and go on as more are written.
+
+        Without either, only what is written from now on. `start` and `where` as in `read`. An
+        entry comes within 0.1 s of its write, by whatever process. The loop ends when `stop` is
+        set. The follower's `position` says where to resume, even before the first entry.
+
+        Raises what `read` raises; the loop raises PositionExpired where days were swept before
+        they could be read.
+        """
+        return Follower(*self._tail(start, after, where), stop)
+
+    def afollow(
+        self,
+        start: Bound = None,
+        *,
+        after: Position | None = None,
+        where: Filter | None = None,
+        stop: asyncio.Event | None = None,
+    ) -> AsyncFollower:
+        """`follow` for `async for`, which does not block the event loop."""
+        return AsyncFollower(*self._tail(start, after, where), stop)
+
+    def _tail(
+        self, start: Bound, after: Position | None, where: Filter | None
+    ) -> tuple[Tail, Callable[[Entry], bool]]:
+        _check_filter(where)
+        if start is not None and after is not None:
+            raise InvalidRange(start, after, "give a start or a position, not both")
+        with self._directory() as directory:
+            zone = directory.zone()
+            span = parse_range(start, None, zone)
+            tail = Tail(self._path, self._files, self._clock, zone, self._on_corrupt)
+            try:
+                if after is not None:
+                    offset = self._resume(directory, directory.days(), after, newest_first=False)
+                    tail.begin_behind(after, offset)
+                else:
+                    tail.begin_behind_last(span.first if start is not None else date.max)
+            except BaseException:
+                tail.close()
+                raise
+        return tail, lambda entry: self._is_chosen(entry, span, where, strict=False)
 
     def _resume(
         self, directory: Directory, days: list[date], after: Position, newest_first: bool
@@ -128,22 +188,20 @@ class AuditReader:
                 else:
                     yield forwards(fd, day, here or 0, day == newest, self._on_corrupt)
 
-    def _chosen(
-        self, entries: Iterator[Entry], span: Range, where: Filter | None, strict: bool
-    ) -> Iterator[Entry]:
-        for entry in entries:
-            try:
-                record = entry.record
-                if strict:
-                    entry.event  # noqa: B018 - decoded, to see whether it can be
-            except CorruptEntry as error:
-                line = entry.line
-                self._on_corrupt(CorruptLine(entry.position, line[:RAW_BYTES], len(line), error.reason))
-                continue
-            if span.by_time and not span.covers(record.get("event_ts", 0)):
-                continue
-            if where is None or where.matches(record):
-                yield entry
+    def _is_chosen(self, entry: Entry, span: Range, where: Filter | None, strict: bool) -> bool:
+        if not (span.by_time or where is not None or strict):
+            return True
+        try:
+            record = entry.record
+            if strict:
+                entry.event  # noqa: B018 - decoded, to see whether it can be
+        except CorruptEntry as error:
+            line = entry.line
+            self._on_corrupt(CorruptLine(entry.position, line[:RAW_BYTES], len(line), error.reason))
+            return False
+        if span.by_time and not span.covers(record.get("event_ts", 0)):
+            return False
+        return where is None or where.matches(record)
 
     def _warn(self, line: CorruptLine) -> None:
         log.warning(
@@ -153,3 +211,8 @@ class AuditReader:
             line.length,
             line.reason,
         )
+
+
+def _check_filter(where: object) -> None:
+    if not isinstance(where, Filter | None):
+        raise InvalidSetting("where", where, "must be a Filter, or None")

@@ -107,6 +107,12 @@ def line_length(fd: int, offset: int) -> int:
     return end - offset
 
 
+def last_line(fd: int) -> tuple[int, int] | None:
+    """Where the last line of an open day file starts and ends; None where there is none yet."""
+    end = _line_start(fd, os.lseek(fd, 0, os.SEEK_END))
+    return (_line_start(fd, end - 1), end) if end else None
+
+
 def _line_start(fd: int, end: int) -> int:
     while end > 0:
         begin = max(0, end - _BLOCK_BYTES)
