@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from typing import Literal
@@ -294,11 +294,7 @@ class Engine(forking.Forkable):
 
     def _start_background(self) -> None:
         settings = self.settings
-        self._background = []
-        if settings.fsync == "interval":
-            self._background.append(Periodic("auditlog-sync", self._sync))
-        if settings.on_failure.may_drop:
-            self._background.append(Periodic("auditlog-gap", self._tell_gap))
+        jobs: dict[str, Callable[[], float]] = {}
         if settings.retention is not None:
             sweeper = RetentionSweeper(
                 self.path,
@@ -309,7 +305,12 @@ class Engine(forking.Forkable):
                 files=settings.files,
             )
             self._sweep = SweepJob(sweeper, settings.zone, settings.clock)
-            self._background.append(Periodic("auditlog-sweep", self._sweep.run))
+            jobs["auditlog-sweep"] = self._sweep.run
+        if settings.fsync == "interval":
+            jobs["auditlog-sync"] = self._sync
+        if settings.on_failure.may_drop:
+            jobs["auditlog-gap"] = self._tell_gap
+        self._background = [Periodic(name, job) for name, job in jobs.items()]
 
     def _sync(self) -> float:
         try:

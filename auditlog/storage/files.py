@@ -36,18 +36,27 @@ class Files:
     seek = staticmethod(os.lseek)  # to the end: the size, for a quarter of what a stat costs
 
     def make_directory(self, path: str) -> None:
-        """Create a directory with its parents, unless it exists; it is for its owner only."""
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        """Create a directory with its parents, where they are missing; it is for its owner only.
+
+        Their names are on the disk then, also those that were created by somebody who died
+        before that.
+        """
+        parents = [os.path.dirname(path)]
+        while not os.path.isdir(parents[-1]):
+            parents.append(os.path.dirname(parents[-1]))
+        os.makedirs(parents[0], exist_ok=True)
         try:
             os.mkdir(path, DIRECTORY_MODE)
+            os.chmod(path, DIRECTORY_MODE)  # a umask may have taken the owner's bits
         except FileExistsError:  # another process was faster, or it is no directory
-            return
-        os.chmod(path, DIRECTORY_MODE)  # a umask may have taken the owner's bits
-        parent = self.open_directory(os.path.dirname(path) or ".")
-        try:
-            self.sync_directory(parent)
-        finally:
-            self.close(parent)
+            if not os.access(parents[0], os.R_OK):
+                return  # whoever may not read it did not create this
+        for parent in parents:
+            fd = self.open_directory(parent)
+            try:
+                self.sync_directory(fd)
+            finally:
+                self.close(fd)
 
     def open_directory(self, path: str, directory: int | None = None) -> int:
         """Open a directory: `path` by itself may be a link, a name below `directory` may not."""

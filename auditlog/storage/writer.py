@@ -213,7 +213,11 @@ class Writer(forking.Forkable):
                 return
             try:
                 self._open()
+            except DirectoryError as error:
+                raise self._refused(error) from error
+            try:
                 self._forked()
             except DirectoryError as error:
+                self._close_rest()
                 raise self._refused(error) from error
             self._inherited = False  # last: other threads of the child wait for all of it

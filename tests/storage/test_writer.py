@@ -640,3 +640,25 @@ def test_a_directory_that_omni_left_is_taken_over(directory: Path, open_log: Ope
     with log.session(alice):
         log.create("T", "2")
     assert Reading(directory).ids == ["1", "2"]
+
+
+def test_the_names_of_all_directories_that_were_made_are_synced_also_after_a_first_attempt_failed(
+    tmp_path: Path,
+) -> None:
+    synced: set[int] = set()
+
+    class Watched(FailingFiles):
+        def sync_directory(self, fd: int) -> None:
+            super().sync_directory(fd)
+            synced.add(os.fstat(fd).st_ino)
+
+    files = Watched()
+    directory = tmp_path / "a" / "b" / "audit-log"
+    files.fail("sync_directory", errno.EIO, times=1)
+    with pytest.raises(DirectoryError):
+        AuditLogger(directory, files=files)
+    AuditLogger(directory, files=files).close()
+    assert directory.parent.stat().st_ino in synced
+    other = tmp_path / "c" / "d" / "audit-log"
+    AuditLogger(other, files=files).close()
+    assert {path.stat().st_ino for path in (tmp_path, tmp_path / "c", tmp_path / "c" / "d")} <= synced
