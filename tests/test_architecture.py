@@ -127,3 +127,7 @@ def test_every_public_name_has_a_docstring() -> None:
         for attribute, member in vars(value).items():
             if not attribute.startswith("_") and getattr(member, "__module__", "") == value.__module__:
                 assert inspect.getdoc(getattr(value, attribute)), f"{name}.{attribute}"
+
+
+def test_reading_loads_no_pydantic_before_an_entry_is_asked_for_its_event() -> None:
+    assert "pydantic" not in loaded_after("from auditlog import AuditReader, Filter, Follower, RetentionSweeper")

@@ -22,6 +22,7 @@ from ..errors import InvalidEvent
 from .limit import DEFAULT_MAX_LINE_BYTES, fit
 from .model import PAYLOADS, Event, EventData, Session
 from .payloads import Model, fields_of, invalid
+from .records import decode_record
 from .redact import Redactor
 from .values import MAX_DEPTH, canonical, plain
 
@@ -151,23 +152,6 @@ def decode(line: bytes) -> Event:
     if event.event_data.session is None and event.event_data.model_extra:
         return _with_flat_session(event)
     return event
-
-
-def decode_record(line: bytes) -> dict[str, Any]:
-    """The plain dict of a stored line. Raises ValueError, with the reason, where it is none."""
-    record = orjson.loads(line)
-    if type(record) is not dict:
-        raise ValueError("the line is no JSON object")
-    return record
-
-
-def session_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The session of a decoded record, as a mapping; in Omni's oldest format it had no key."""
-    data = record.get("event_data")
-    if not isinstance(data, dict):
-        return {}
-    session = data.get("session", data)
-    return session if isinstance(session, dict) else {}
 
 
 @cache

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import InvalidSetting
-from ..events.codec import session_of
+from ..events.records import session_of
 
 # Where a record names its cluster, in the order in which they are asked.
 _CLUSTER_FIELDS = (

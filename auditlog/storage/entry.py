@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from orjson import loads
 
 from ..errors import CorruptEntry
-from ..events.codec import decode
-from ..events.model import Event
 from .layout import Position, new_tuple
+
+if TYPE_CHECKING:
+    from ..events.model import Event
 
 RAW_BYTES = 1 << 16  # of a damaged line, handed on
 
@@ -51,13 +54,20 @@ class Entry:
         """The line as a typed event. Raises CorruptEntry if it is none."""
         if self._event is None:
             try:
-                self._event = decode(self.line)
+                self._event = _decode()(self.line)
             except ValueError as error:
                 raise CorruptEntry(self.position, str(error)) from None
         return self._event
 
     def __repr__(self) -> str:
         return f"Entry({str(self.position)!r}, {self.line!r})"
+
+
+@cache
+def _decode() -> Callable[[bytes], Event]:
+    from ..events.codec import decode  # its models are slow to load, and many readers need none
+
+    return decode
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from auditlog import Cluster, Event, EventData, InvalidEvent, Session
-from auditlog.events.codec import decode, decode_record, encode, encode_event, encode_session, line_at
+from auditlog.events.codec import decode, encode, encode_event, encode_session, line_at
 from auditlog.events.model import PAYLOADS
+from auditlog.events.records import decode_record
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "omni.json").read_text())
 SESSION = b'{"user_agent":"Omni-Internal-Agent"}'

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from auditlog import InvalidEvent
-from auditlog.events.codec import decode, decode_record, encode, line_at
+from auditlog.events.codec import decode, encode, line_at
+from auditlog.events.records import decode_record
 
 LIMIT = 8192
 

@@ -1,0 +1,25 @@
+"""Plain records: what a stored line says, without the models of events and what they cost to load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+
+def decode_record(line: bytes) -> dict[str, Any]:
+    """The plain dict of a stored line. Raises ValueError, with the reason, where it is none."""
+    record = orjson.loads(line)
+    if type(record) is not dict:
+        raise ValueError("the line is no JSON object")
+    return record
+
+
+def session_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The session of a decoded record, as a mapping; in Omni's oldest format it had no key."""
+    data = record.get("event_data")
+    if not isinstance(data, dict):
+        return {}
+    session = data.get("session", data)
+    return session if isinstance(session, dict) else {}
