@@ -130,4 +130,6 @@ def test_every_public_name_has_a_docstring() -> None:
 
 
 def test_reading_loads_no_pydantic_before_an_entry_is_asked_for_its_event() -> None:
-    assert "pydantic" not in loaded_after("from auditlog import AuditReader, Filter, Follower, RetentionSweeper")
+    assert "pydantic" not in loaded_after(
+        "from auditlog import AuditReader, Filter, Follower, RetentionSweeper"
+    )

@@ -3,7 +3,7 @@
     python -m tests.faults.soak --minutes 60
 
 They are killed and started again, the disk is full now and then, days change, a sweeper removes the
-old ones, and a reader follows. In the end stands one line of counts, and status 1 if an acknowledged
+old ones, and a follower follows. In the end stands one line of counts, and status 1 if an acknowledged
 event was lost, or any event is there twice.
 """
 
@@ -98,17 +98,17 @@ class Writer:
 
 
 class Follower:
-    """Reads all entries as they come, and keeps the positions of each day until it is settled."""
+    """Follows the log, and keeps the positions of each day until it is settled."""
 
-    def __init__(self, directory: Path) -> None:
-        self._reader = AuditReader(directory, on_corrupt=self._note)
+    def __init__(self, directory: Path, clock: SharedClock) -> None:
+        self._reader = AuditReader(directory, on_corrupt=self._note, clock=clock)
         self.position = Position.START
         self.seen: defaultdict[date, Ids] = defaultdict(dict)
         self.doubled = 0
         self.damage: set[Position] = set()
 
     def _note(self, line: CorruptLine) -> None:
-        self.damage.add(line.position)  # a set: reads that resume before it meet it again
+        self.damage.add(line.position)  # a set: the last read meets it again
 
     def follow(self, stop: Event) -> None:
         """Until it is stopped, and has seen everything."""
@@ -118,10 +118,9 @@ class Follower:
             self.seen[position.day][identity] = self.position = position
 
     def _entries(self, stop: Event) -> Iterator[Entry]:
-        stopped = False
-        while not stopped:
-            stopped = stop.wait(TICK)
-            yield from self._reader.read(after=self.position, strict=True)
+        with self._reader.follow(after=self.position, stop=stop) as follower:
+            yield from follower
+        yield from self._reader.read(after=self.position, strict=True)
 
 
 class Soak:
@@ -137,7 +136,7 @@ class Soak:
         self._day_changes = 0
         AuditLogger(self.directory, retention=None, clock=self._clock).close()
         self._sweeper = RetentionSweeper(self.directory, KEPT, clock=self._clock)
-        self._follower = Follower(self.directory)
+        self._follower = Follower(self.directory, self._clock)
         self._names = (f"writer{number}" for number in count())
         self._writers: list[Writer] = []
         self._acknowledged: defaultdict[date, Ids] = defaultdict(dict)  # not settled yet
