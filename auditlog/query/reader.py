@@ -11,6 +11,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from ..errors import CorruptEntry, InvalidRange, InvalidSetting, PositionExpired, PositionInvalid
+from ..storage.blocks import entry_runs
 from ..storage.days import Clock, SystemClock
 from ..storage.directory import Directory
 from ..storage.entry import RAW_BYTES, CorruptLine, Entry
@@ -20,6 +21,7 @@ from ..storage.lines import backwards, forwards, line_length, starts_line
 from ..storage.tail import Tail
 from .filters import Filter
 from .follower import AsyncFollower, Follower
+from .search import Needle
 from .timespec import Bound, Range, parse_range
 
 if TYPE_CHECKING:
@@ -85,7 +87,8 @@ class AuditReader:
             span = parse_range(start, end, directory.zone())
             days = directory.days()
             offset = None if after is None else self._resume(directory, days, after, newest_first)
-        by_day = self._days(days, span, after, offset, newest_first)
+        needle = None if where is None or newest_first or strict else Needle.of(where)
+        by_day = self._days(days, span, after, offset, newest_first, needle)
         entries: Iterator[Entry] = chain.from_iterable(by_day)
         if span.by_time or where is not None or strict:
             entries = (entry for entry in entries if self._is_chosen(entry, span, where, strict))
@@ -171,6 +174,7 @@ class AuditReader:
         after: Position | None,
         offset: int | None,
         newest_first: bool,
+        needle: Needle | None,
     ) -> Iterator[Iterator[Entry]]:
         with self._directory() as directory:
             newest = next((day for day in reversed(days) if directory.has_file(day)), None)
@@ -185,6 +189,9 @@ class AuditReader:
                 here = offset if after is not None and day == after.day else None
                 if newest_first:
                     yield backwards(fd, day, here, day == newest, self._on_corrupt)
+                elif needle is not None:
+                    runs = entry_runs(fd, day, here or 0, day == newest, self._on_corrupt)
+                    yield chain.from_iterable(map(needle.entries, runs))
                 else:
                     yield forwards(fd, day, here or 0, day == newest, self._on_corrupt)
 

@@ -43,7 +43,7 @@ def forwards(fd: int, day: date, offset: int, newest: bool, damaged: Damaged) ->
                     length, ended = length + len(more), more[-1] == 10
             if not ended and newest:
                 return
-            damaged(_corrupt(line[:RAW_BYTES], Position(day, offset), length, ended))
+            damaged(corrupt(line[:RAW_BYTES], Position(day, offset), length, ended))
             offset += length
 
 
@@ -81,7 +81,7 @@ def backwards(fd: int, day: date, end: int | None, newest: bool, damaged: Damage
                     entry.offset = at
                     yield entry
                 elif ended or not newest:
-                    damaged(_corrupt(line[:RAW_BYTES], Position(day, at), length, ended))
+                    damaged(corrupt(line[:RAW_BYTES], Position(day, at), length, ended))
                 ended = True
             end = begin + first
             size = _BLOCK_BYTES
@@ -123,7 +123,8 @@ def _line_start(fd: int, end: int) -> int:
     return 0
 
 
-def _corrupt(raw: bytes, position: Position, length: int, ended: bool) -> CorruptLine:
+def corrupt(raw: bytes, position: Position, length: int, ended: bool) -> CorruptLine:
+    """The report of a line that is no entry; `raw` are its first bytes."""
     if not ended:
         reason = "it ends without a newline, in a day that is over"
     elif length > MAX_LINE_BYTES:
