@@ -92,6 +92,8 @@ class SweepJob:
             if self.status.error != str(error):  # once, not every hour
                 log.warning("retention sweep: %s", error)
             self.status = RetentionStatus(self.status.report, str(error))
+        if self.status.error:
+            return RETRY_PAUSE
         now_ns = self._clock.time_ns()
         tomorrow = day_at(now_ns, self._zone) + ONE_DAY
         return min(LONGEST_PAUSE, max(1.0, (start_ns(tomorrow, self._zone) - now_ns) / 1e9))

@@ -10,11 +10,10 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from copy import copy
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import LoggerClosed, ReentrantWrite, SyncFailed, WriteFailed
+from .errors import AuditLogError, LockTimeout, LoggerClosed, ReentrantWrite, SyncFailed, WriteFailed
 from .events.codec import Encoded
 from .storage.layout import Position
 
@@ -31,17 +30,19 @@ class _Result(NamedTuple):
     """What became of a batch: the lines that are whole in the file, and why that is not all."""
 
     positions: Sequence[Position]
-    failure: Exception | None
+    failure: AuditLogError | None
 
     def share(self, start: int, count: int) -> list[Position]:
         """The positions of `count` events from `start` on; raises where they are not acknowledged."""
         mine = list(self.positions[start : start + count])
         failure = self.failure
+        if not mine and isinstance(failure, SyncFailed) and isinstance(failure.__cause__, WriteFailed):
+            failure = failure.__cause__  # why they did not even get into the file
         if failure is None or (len(mine) == count and not isinstance(failure, SyncFailed)):
             return mine
         if isinstance(failure, WriteFailed):
             raise type(failure)(failure.path, failure.reason, tuple(mine))
-        raise copy(failure)  # each with a traceback of its own
+        raise type(failure)(*failure.args)  # for each a traceback of its own
 
 
 def _result_of(append: Append, events: Sequence[Encoded]) -> _Result:
@@ -49,7 +50,7 @@ def _result_of(append: Append, events: Sequence[Encoded]) -> _Result:
         return _Result(append(events), None)
     except WriteFailed as error:
         return _Result(error.positions, error)
-    except Exception as error:
+    except AuditLogError as error:
         return _Result((), error)
 
 
@@ -71,47 +72,56 @@ class GroupCommit:
     Whoever comes while nobody does it leads, and appends its own events. All who come meanwhile
     wait, each at a lock of its own; the first of them leads next, and appends for all.
 
+    `refuse_sync` raises ReentrantWrite in a thread that is inside a sync: behind it, others lead
+    in vain. `timeout` is in seconds: how long to wait for those who lead.
+
     `_mutex` protects the fields below it, is held for moments only, and nothing is taken inside. A
     signal handler never waits for it: from inside `append` it is refused before.
     """
 
-    def __init__(self, path: str, append: Append) -> None:
+    def __init__(self, path: str, append: Append, refuse_sync: Callable[[], None], timeout: float) -> None:
         self._path = path
         self._append = append
+        self._refuse_sync = refuse_sync
+        self._timeout = timeout
         self._inside: set[int] = set()  # the threads that are in `append`
         self._mutex = threading.Lock()
         self._waiters: deque[_Waiter] = deque()
         self._led = False  # is there a leader?
 
     def append(self, events: Sequence[Encoded]) -> list[Position]:
-        """Append events, and return their positions. Raises what appending raises, or ReentrantWrite."""
+        """Append events, and return their positions.
+
+        Raises what appending raises, ReentrantWrite, or LockTimeout.
+        """
         self.refuse_reentry()
         me = threading.get_ident()
+        leads = False
         self._inside.add(me)
         try:
             with self._mutex:
-                waiter = _Waiter(events) if self._led else None
-                self._led = True
-                if waiter is not None:
+                if not self._led:
+                    self._led = leads = True
+                else:
+                    waiter = _Waiter(events)
                     self._waiters.append(waiter)
-            if waiter is not None:
-                return self._wait(waiter)
-            try:
-                return self._append(events)
-            finally:
+            return self._append(events) if leads else self._wait(waiter)
+        finally:
+            if leads:
                 with self._mutex:
                     self._hand_over()
-        finally:
             self._inside.discard(me)
 
     def refuse_reentry(self) -> None:
-        """Raise ReentrantWrite in a signal handler that interrupted an append of its own thread."""
+        """Raise ReentrantWrite in a signal handler that interrupted a write or sync of its own thread."""
         if threading.get_ident() in self._inside:
             raise ReentrantWrite(self._path, "the log was written or closed from inside a write")
+        self._refuse_sync()
 
     def _wait(self, waiter: _Waiter) -> list[Position]:
         try:
-            waiter.gate.acquire()
+            if not waiter.gate.acquire(timeout=self._timeout):
+                self._give_up(waiter)
             if waiter.leads:
                 self._lead(waiter)
         except BaseException:  # Ctrl-C: whoever is not there must not keep the lead
@@ -124,6 +134,19 @@ class GroupCommit:
         assert waiter.result is not None
         return waiter.result.share(waiter.start, len(waiter.events))
 
+    def _give_up(self, waiter: _Waiter) -> None:
+        """Raise LockTimeout, unless the waiter's turn has come after all."""
+        with self._mutex:
+            if waiter.leads or waiter.result is not None:
+                return
+            waits = waiter in self._waiters
+        what = (
+            "other threads wrote and synced"
+            if waits
+            else "it was being written and synced, and may be there,"
+        )
+        raise LockTimeout(self._path, f"{what} for {self._timeout:g} s")
+
     def _lead(self, leader: _Waiter) -> None:
         """Append what waits, the leader's own events first, and give the lead to the next."""
         batch: list[_Waiter] = []
@@ -131,10 +154,12 @@ class GroupCommit:
         result = _Result((), WriteFailed(self._path, "the write was interrupted"))
         try:
             with self._mutex:
-                while self._waiters and len(events) < MOST_EVENTS:
+                size = 0
+                while self._waiters and len(events) < MOST_EVENTS and size < MOST_BYTES:
                     waiter = self._waiters.popleft()
                     waiter.start = len(events)
                     events += waiter.events
+                    size += sum(len(tail) for _, _, tail in waiter.events)
                     batch.append(waiter)
             result = _result_of(self._append, events)
         finally:
@@ -154,7 +179,11 @@ class GroupCommit:
             self._led = False
 
 
-_Task = tuple[Encoded, "AbstractEventLoop", "Future[Position]"]
+class _Task(NamedTuple):
+    event: Encoded
+    loop: AbstractEventLoop
+    future: Future[Position]
+    unheard: Callable[[WriteFailed], None]
 
 
 class Committer:
@@ -172,10 +201,11 @@ class Committer:
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def submit(self, event: Encoded) -> Future[Position]:
+    def submit(self, event: Encoded, unheard: Callable[[WriteFailed], None]) -> Future[Position]:
         """Hand an event over; the future gives its position, or raises what appending raises.
 
-        To be called in a running event loop. Raises LoggerClosed.
+        `unheard` is called with a failure that nobody awaits any more, in the loop. To be called
+        in a running event loop. Raises LoggerClosed, and WriteFailed where there is no thread.
         """
         import asyncio  # slow to load, and loaded where somebody awaits
 
@@ -185,10 +215,17 @@ class Committer:
             if self._closed:
                 raise LoggerClosed(self._path)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="auditlog-commit", daemon=True)
-                self._thread.start()
-            self._tasks.put((event, loop, future))
+                self._thread = self._started()
+            self._tasks.put(_Task(event, loop, future, unheard))
         return future
+
+    def _started(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="auditlog-commit", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise WriteFailed(self._path, f"no thread could be started: {error}") from error
+        return thread
 
     def close(self) -> None:
         """Return when all that was handed over is written; nothing more is accepted."""
@@ -202,12 +239,16 @@ class Committer:
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None:
             batch = self._gather(task)
-            self._tell(batch, _result_of(self._append, [event for event, _, _ in batch]))
+            try:
+                result = _result_of(self._append, [task.event for task in batch])
+            except Exception as error:  # a clock or file layer of the user's own
+                result = _Result((), WriteFailed(self._path, f"{type(error).__name__}: {error}"))
+            self._tell(batch, result)
 
     def _gather(self, first: _Task) -> list[_Task]:
         """The first task and those that wait behind it, as many as make a good batch."""
         batch = [first]
-        size = 0
+        size = len(first.event[2])
         with suppress(Empty):
             while len(batch) < MOST_EVENTS and size < MOST_BYTES:
                 task = self._tasks.get_nowait()
@@ -215,26 +256,33 @@ class Committer:
                     self._tasks.put(None)  # nothing comes behind it, so it stays the last
                     break
                 batch.append(task)
-                size += len(task[0][2])
+                size += len(task.event[2])
         return batch
 
     def _tell(self, batch: list[_Task], result: _Result) -> None:
-        by_loop: defaultdict[AbstractEventLoop, list[tuple[Future[Position], int]]] = defaultdict(list)
-        for number, (_, loop, future) in enumerate(batch):
-            by_loop[loop].append((future, number))
-        for loop, futures in by_loop.items():
-            with suppress(RuntimeError):  # the loop is closed, and nobody waits there any more
-                loop.call_soon_threadsafe(_resolve, futures, result)
+        by_loop: defaultdict[AbstractEventLoop, list[tuple[_Task, int]]] = defaultdict(list)
+        for number, task in enumerate(batch):
+            by_loop[task.loop].append((task, number))
+        for loop, tasks in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_resolve, tasks, result)
+            except RuntimeError:  # the loop is closed, and nobody waits there any more
+                _resolve(tasks, result)
 
 
-def _resolve(futures: list[tuple[Future[Position], int]], result: _Result) -> None:
-    for future, number in futures:
-        if future.done():  # cancelled meanwhile
-            continue
-        if result.failure is None:
-            future.set_result(result.positions[number])
-            continue
+def _resolve(tasks: list[tuple[_Task, int]], result: _Result) -> None:
+    for task, number in tasks:
+        future = task.future
+        heard = not (future.done() or task.loop.is_closed())
         try:
-            future.set_result(result.share(number, 1)[0])
-        except Exception as error:
-            future.set_exception(error)
+            (position,) = result.share(number, 1)
+            if heard:
+                future.set_result(position)
+        except WriteFailed as error:
+            if heard:
+                future.set_exception(error)
+            else:
+                task.unheard(error)
+        except AuditLogError as error:
+            if heard:
+                future.set_exception(error)

@@ -38,7 +38,7 @@ class Settings:
     fsync: Literal["always", "interval", "never"]
     fsync_interval: float
     on_failure: OnFailure
-    redactor: Redactor | None
+    redactor: Redactor
     retention: Retention | None
     zone_name: str
     zone: tzinfo
@@ -57,10 +57,9 @@ class Engine(forking.Forkable):
         self.path = path
         self.settings = settings
         self._redactor = settings.redactor
+        self._may_drop = settings.on_failure.may_drop
         self._internal = encode_session(Session(user_agent=settings.internal_agent))
         self._max_line_bytes = settings.max_line_bytes
-        self._sweep: SweepJob | None = None
-        self._background: list[Periodic] = []
         self.writer = Writer(
             path,
             settings.zone,
@@ -87,7 +86,14 @@ class Engine(forking.Forkable):
         self._failures = Failures()
         self._sync_error = ""
         self._gap_pause = _SHORTEST_GAP_PAUSE
-        self._group = GroupCommit(self.path, self._append_and_sync)
+        self._background: list[Periodic] = []
+        self._sweep: SweepJob | None = None
+        self._group = GroupCommit(
+            self.path,
+            self._append_and_sync,
+            lambda: self.writer.syncer.refuse_reentry(),  # a forked child has another one
+            self.settings.lock_timeout,
+        )
         self._append: Append = self.writer.append
         if self.settings.fsync == "always":
             self._append = self._group.append
@@ -103,38 +109,47 @@ class Engine(forking.Forkable):
         self, event_type: str, resource_type: str, resource_id: str, data: dict[str, object]
     ) -> Position | None:
         """Write one event of the bound session; see AuditLogger for what is raised."""
-        if self._redactor is not None:
-            data = self._redactor.details(data)
+        began_ms = self._now_ms() if self._may_drop else 0
+        data = self._redactor.details(data)
         session = self._bound_session()
         event = encode(event_type, resource_type, resource_id, data, session, self._max_line_bytes)
         try:
             return self._append((event,))[0]
         except WriteFailed as error:
-            self._give_up(error, (event_type,))
+            self._give_up(error, (event_type,), began_ms)
             return None
 
     def write_many(self, events: Iterable[Event]) -> list[Position]:
         """Write typed events, all of them checked before the first."""
         events = list(events)
-        encoded = self._encode(events)
+        began_ms = self._now_ms()
+        encoded = self._encode(events, began_ms)
         try:
             return self._append(encoded) if encoded else []
         except WriteFailed as error:
-            self._give_up(error, [event.event_type for event in events])
+            self._give_up(error, [event.event_type for event in events], began_ms)
             return list(error.positions)
 
     async def awrite(self, event: Event) -> Position | None:
         """Write an event without blocking the loop: it is checked here, and written elsewhere."""
-        (encoded,) = self._encode((event,))
+        began_ms = self._now_ms()
+        (encoded,) = self._encode((event,), began_ms)
+
+        def unheard(error: WriteFailed) -> None:
+            try:
+                self._give_up(error, (event.event_type,), began_ms)
+            except WriteFailed:
+                log.error("an event whose task was cancelled is not there: %s", error)
+
         try:
-            return await self._committer.submit(encoded)
+            return await self._committer.submit(encoded, unheard)
         except WriteFailed as error:
-            self._give_up(error, (event.event_type,))
+            self._give_up(error, (event.event_type,), began_ms)
             return None
 
-    def _encode(self, events: Sequence[Event]) -> list[Encoded]:
+    def _encode(self, events: Sequence[Event], now_ms: int) -> list[Encoded]:
         session = self._bound_session()
-        latest = self._now_ms() + _DAY_MS
+        latest = now_ms + _DAY_MS
         encoded = []
         for event in events:
             if not isinstance(event, Event):
@@ -148,9 +163,8 @@ class Engine(forking.Forkable):
         here = bound()
         if here is None:
             return self._internal
-        redactor = self._redactor
-        if redactor is not None and (here.extra or redactor.affects_sessions):
-            return encode_session(here.session, redactor)
+        if here.extra or self._redactor.affects_sessions:
+            return encode_session(here.session, self._redactor)
         return here.encoded
 
     def _append_and_sync(self, events: Sequence[Encoded]) -> list[Position]:
@@ -164,22 +178,21 @@ class Engine(forking.Forkable):
             try:
                 self.writer.syncer.sync()
             except SyncFailed as error:
-                raise SyncFailed(error.path, error.reason, tuple(positions)) from None
+                raise SyncFailed(error.path, error.reason, tuple(positions)) from failure
         if failure is not None:
             raise failure
         return positions
 
     # ------------------------------------------------------------------ what fails
 
-    def _give_up(self, error: WriteFailed, event_types: Sequence[str]) -> None:
+    def _give_up(self, error: WriteFailed, event_types: Sequence[str], began_ms: int) -> None:
         """Raise `error`, unless all of these events may be lost; then count what is."""
         whole = 0 if isinstance(error, SyncFailed) else len(error.positions)
         lost = len(event_types) - whole
-        now_ms = self._now_ms()
-        self._failures.failed_with(error, lost, now_ms, self.writer.appends)
+        self._failures.failed_with(error, lost, self._now_ms(), self.writer.appends)
         if not all(map(self.settings.on_failure.drops, event_types)):
             raise error
-        if self._failures.drop(lost, now_ms):
+        if self._failures.drop(lost, began_ms):
             log.error("%s; events are being dropped until it works again", error)
 
     def _tell_gap(self) -> float:
@@ -191,6 +204,7 @@ class Engine(forking.Forkable):
         try:
             positions = self._append((encode(EventType.GAP, "", "", {"audit": facts}, self._internal),))
         except WriteFailed as error:
+            self._failures.failed_with(error, 0, self._now_ms(), self.writer.appends)
             if not error.positions:
                 self._failures.give_back(gap)
                 self._gap_pause = min(2 * self._gap_pause, _LONGEST_GAP_PAUSE)
@@ -249,6 +263,9 @@ class Engine(forking.Forkable):
             return str(error)
         if problem:
             return f"audit log {self.path}: {problem}"
+        syncing = self.writer.syncer.busy_seconds
+        if syncing > self.settings.lock_timeout:
+            return f"audit log {self.path}: a sync has taken {syncing:.0f} s so far; check the disk"
         failures = self._failures
         if self._sync_error:
             return self._sync_error
@@ -308,7 +325,7 @@ class Engine(forking.Forkable):
             jobs["auditlog-sweep"] = self._sweep.run
         if settings.fsync == "interval":
             jobs["auditlog-sync"] = self._sync
-        if settings.on_failure.may_drop:
+        if self._may_drop:
             jobs["auditlog-gap"] = self._tell_gap
         self._background = [Periodic(name, job) for name, job in jobs.items()]
 

@@ -115,7 +115,7 @@ class AuditLogger:
             fsync=fsync,
             fsync_interval=interval,
             on_failure=may_be_lost,
-            redactor=Redactor(secrets, hmac_key) if secrets else None,
+            redactor=Redactor(secrets, hmac_key),
             retention=retention,
             zone_name=zone_name,
             zone=zone,

@@ -121,6 +121,29 @@ def test_an_event_whose_sync_failed_is_dropped_too_though_it_may_be_there() -> N
         assert ids(log) == ["1", "2", "3"]
 
 
+def test_a_gap_begins_when_the_first_event_was_to_be_written(clock: FixedClock) -> None:
+    class SlowFiles(FailingFiles):
+        def write(self, fd: int, data: bytes) -> int:  # type: ignore[override]
+            if self.slow:
+                clock.advance(5)
+            return os.write(fd, data)
+
+        slow = False
+
+    files = SlowFiles()
+    with recorded_log(files=files, on_failure="drop", clock=clock) as log:
+        log.audit.create("T", "1")
+        began = clock.time_ns() // 1_000_000
+        files.slow = True
+        files.shorten(1)
+        files.fail("write", errno.ENOSPC, after=1)
+        assert log.audit.create("T", "2") is None
+        files.slow = False
+        files.heal()
+        until(lambda: gaps(log))
+        assert gaps(log) == [{"lost": 1, "first_ts": began, "last_ts": began}]
+
+
 def test_an_invalid_event_is_raised_whatever_the_choice() -> None:
     with recorded_log(on_failure="drop") as log:
         with pytest.raises(InvalidEvent):
@@ -197,6 +220,28 @@ class TestAwrite:
             assert {type(outcome) for outcome in outcomes} == {SyncFailed}
             assert len({outcome.positions for outcome in outcomes}) == 20
             assert log.audit.create("T", "last") is not None
+
+    def test_those_that_are_cancelled_are_counted_and_told_like_the_others(self) -> None:
+        async def cancel_all(log: AuditLogger) -> None:
+            assert log._engine is not None
+            with log._engine.writer.locked():
+                writing = [asyncio.create_task(log.awrite(Event(event_type="create"))) for _ in range(5)]
+                await asyncio.sleep(0)
+                for task in writing:
+                    task.cancel()
+            until(lambda: files.calls["write"] > before)
+            while log.stats().failed < 5:
+                await asyncio.sleep(0.001)
+
+        files = FailingFiles()
+        with recorded_log(files=files, on_failure="drop") as log:
+            log.audit.create("T", "first")
+            before = files.calls["write"]
+            files.fail("write", errno.ENOSPC)
+            asyncio.run(asyncio.wait_for(cancel_all(log.audit), 10))
+            files.heal()
+            until(lambda: gaps(log))
+            assert gaps(log)[0]["lost"] == 5
 
     def test_they_may_be_dropped(self) -> None:
         files = FailingFiles()

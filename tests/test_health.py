@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from auditlog import AuditLogger, DiskFull, Retention, Stats, SyncFailed
+from auditlog import AuditLogger, DiskFull, LockTimeout, Retention, Stats, SyncFailed
 from auditlog.testing import FailingFiles, FixedClock, recorded_log
 from tests.helpers import until, write_day
 
@@ -61,6 +61,16 @@ def test_the_wait_for_other_writers_is_measured(directory: Path) -> None:
         os.close(holder)
         writing.join()
         assert log.stats().lock_waits == 1
+        assert log.stats().lock_wait_seconds >= 0.05
+
+
+def test_a_wait_in_vain_is_measured_too(directory: Path) -> None:
+    with AuditLogger(directory, fsync="never", retention=None, lock_timeout=0.05) as log:
+        holder = os.open(directory, os.O_RDONLY)
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with pytest.raises(LockTimeout):
+            log.create("T", "1")
+        os.close(holder)
         assert log.stats().lock_wait_seconds >= 0.05
 
 
@@ -122,6 +132,17 @@ class TestCheck:
             files.heal()
             log.audit.create("T", "2")
             until(lambda: log.audit.check() == "")
+
+    def test_a_sync_that_fails_for_the_gap_event_too_is_told(self) -> None:
+        files = FailingFiles()
+        with recorded_log(files=files, fsync="always", on_failure="drop") as log:
+            files.fail("sync_data")
+            log.audit.create("T", "1")
+            until(lambda: log.audit.stats().sync_failures >= 2)
+            assert "a sync failed" in log.audit.check()
+            files.heal()
+            log.audit.create("T", "2")
+            assert log.audit.check() == ""
 
     def test_a_stuck_writer_is_told(self, directory: Path) -> None:
         with AuditLogger(directory, retention=None) as log:

@@ -32,7 +32,7 @@ class Bound:
         if not isinstance(session, Session):
             raise InvalidEvent("session", f"must be a Session, not {type(session).__name__}")
         self.session = session
-        self.extra = bool(session.model_extra)
+        self.extra = bool(session.model_extra) or type(session) is not Session
         self.encoded = encode_session(session)
 
 

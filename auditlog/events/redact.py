@@ -62,8 +62,12 @@ class Redactor:
             return value if same else items
         try:
             converted = plain(value)
-        except Exception:  # the encoder says better what is wrong with it
-            return value
+        except Exception:
+            if isinstance(value, orjson.Fragment):  # would be written unseen
+                raise InvalidEvent(
+                    f"event_data.{path}", "a value of type Fragment cannot be written"
+                ) from None
+            return value  # the encoder says better what is wrong with it
         if type(converted) in _LEAVES:
             return value
         cleaned = self._clean(converted, path, depth)

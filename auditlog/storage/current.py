@@ -115,8 +115,8 @@ class CurrentFile:
             if file is not None:
                 self._file = None
                 self._let_go(file)
+            self._distrusted = False  # before: a sync of the new descriptor may fail at once
             file = self._file = self._open_day(day)
-            self._distrusted = False
             self.end = _UNKNOWN
             mtime_ns = self._files.stat(self._directory.fd).st_mtime_ns
         settled = time.time_ns() - mtime_ns > _MTIME_GRAIN_NS  # the kernel's clock, not ours

@@ -82,15 +82,14 @@ class Directory:
                 self._check_ours(self.fd, self.path)
             below = self.open_state_directory()
             try:
-                if not allow_shared:
-                    self._check_ours(below, os.path.join(self.path, STATE_DIRECTORY))
+                self._check_ours(below, os.path.join(self.path, STATE_DIRECTORY), allow_shared)
             finally:
                 self._close(below)
         except DirectoryError:
             self.close()
             raise
 
-    def _check_ours(self, fd: int, path: str) -> None:
+    def _check_ours(self, fd: int, path: str, shared: bool = False) -> None:
         """Whoever else may write here could put a file of his in the next day's place."""
         with self.refusing():
             found = self._files.stat(fd)
@@ -100,7 +99,7 @@ class Directory:
                 f"it belongs to user {found.st_uid}, not to user {os.geteuid()} that wants to write",
                 f"give it to the writing user (chown), run as its owner, or {_ALLOW}",
             )
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        if not shared and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise DirectoryError(
                 path,
                 f"others than its owner may write there (mode {stat.S_IMODE(found.st_mode):04o})",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import sys
 from contextlib import suppress
 
@@ -25,6 +26,14 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 def is_full(error: BaseException | None) -> bool:
     """Is it that the disk, or the user's share of it, is full?"""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _give_owner_all(path: str, directory: int | None = None) -> None:
+    """Undo what a umask took from a directory that was made just now."""
+    found = os.stat(path, dir_fd=directory, follow_symlinks=False)
+    # Else it is left alone: chmod would follow a link that was put in its place.
+    if stat.S_ISDIR(found.st_mode) and stat.S_IMODE(found.st_mode) != DIRECTORY_MODE:
+        os.chmod(path, DIRECTORY_MODE, dir_fd=directory)
 
 
 class Files:
@@ -47,7 +56,7 @@ class Files:
         os.makedirs(parents[0], exist_ok=True)
         try:
             os.mkdir(path, DIRECTORY_MODE)
-            os.chmod(path, DIRECTORY_MODE)  # a umask may have taken the owner's bits
+            _give_owner_all(path)
         except FileExistsError:  # another process was faster, or it is no directory
             if not os.access(parents[0], os.R_OK):
                 return  # whoever may not read it did not create this
@@ -67,7 +76,7 @@ class Files:
         """Open a directory of ours below `directory`, and create it where it is missing."""
         with suppress(FileExistsError):
             os.mkdir(name, DIRECTORY_MODE, dir_fd=directory)
-            os.chmod(name, DIRECTORY_MODE, dir_fd=directory)
+            _give_owner_all(name, directory)
         return self.open_directory(name, directory)
 
     def open_append(self, directory: int, name: str) -> int:
@@ -106,7 +115,9 @@ class Files:
     def replace(self, directory: int, name: str, content: bytes) -> None:
         """Replace a whole file durably: a reader sees the old content or the new, never a mix."""
         new = f"{name}.{os.getpid()}.new"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        with suppress(FileNotFoundError):  # of a process that died, or what somebody planted
+            os.unlink(new, dir_fd=directory)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         fd = os.open(new, flags, FILE_MODE, dir_fd=directory)
         try:
             try:
@@ -118,7 +129,8 @@ class Files:
                 self.close(fd)
             os.rename(new, name, src_dir_fd=directory, dst_dir_fd=directory)
         except BaseException:
-            self.remove(directory, new)
+            with suppress(OSError):
+                os.unlink(new, dir_fd=directory)
             raise
         self.sync_directory(directory)
 

@@ -48,7 +48,7 @@ class AppendLock:
             timeout = self._timeout if timeout is None else timeout
             started = time.monotonic()
             if not lock.acquire(timeout=timeout):
-                raise self._timed_out(timeout)
+                raise self._timed_out(started, timeout)
         if self._held or self.closed:
             self._thread_lock.release()
             if self.closed:
@@ -67,8 +67,7 @@ class AppendLock:
             self._give_up()
             raise
         if started:
-            self.waits += 1
-            self.wait_seconds += time.monotonic() - started
+            self._count_wait(started)
 
     def _poll(self, directory: int, started: float, timeout: float) -> None:
         # A blocking flock could not time out.
@@ -82,11 +81,15 @@ class AppendLock:
                     return
                 except BlockingIOError:
                     if time.monotonic() > deadline:
-                        raise self._timed_out(timeout) from None
+                        raise self._timed_out(started, timeout) from None
                 pause = min(2 * pause, LONGEST_PAUSE)
         except BaseException:
             self._give_up()
             raise
+
+    def _count_wait(self, started: float) -> None:
+        self.waits += 1
+        self.wait_seconds += time.monotonic() - started
 
     def _give_up(self) -> None:
         self._held = False
@@ -103,7 +106,8 @@ class AppendLock:
             self._held = False
             self._thread_lock.release()
 
-    def _timed_out(self, timeout: float) -> LockTimeout:
+    def _timed_out(self, started: float, timeout: float) -> LockTimeout:
+        self._count_wait(started)
         return LockTimeout(self._path, f"the append lock was not free for {timeout:g} s")
 
     def refuse_reentry(self) -> None:

@@ -98,6 +98,7 @@ class RetentionSweeper:
         self._lock_timeout = lock_timeout
         self._clock = clock or SystemClock()
         self._files = files or Files()
+        self._untold: date | None = None  # the newest day that was removed before it was remembered
         self._append_lock = AppendLock(self._path, lock_timeout)
         # Slow, so only for those who sweep; and not in the sweeping thread: a process that forks
         # during an import leaves the child an import lock that nobody will ever release.
@@ -147,16 +148,19 @@ class RetentionSweeper:
         plan = self._plan(directory, zone)
         removed: list[date] = []
         failed: dict[date, str] = {}
-        due = iter(plan.due)
-        if plan.due:
-            try:
-                self._remember(directory, max(plan.due))
-            except DirectoryError as error:
-                if not is_full(error.__cause__):
-                    raise
-                # There is room to remember that as soon as the oldest file is gone.
-                self._remove(directory, next(due), removed, failed)
-                self._remember(directory, max(plan.due))
+        due = list(plan.due)
+        try:
+            if due or self._untold is not None:
+                self._remember(directory, max([*due, self._untold or date.min]))
+        except DirectoryError as error:
+            if not (due and is_full(error.__cause__)):
+                raise
+            # There is room to remember that as soon as the oldest file is gone.
+            self._untold = max(due[0], self._untold or date.min)
+            self._remove(directory, due.pop(0), removed, failed)
+            self._files.sync_directory(directory.fd)
+            self._remember(directory, max([*due, self._untold]))
+        self._untold = None
         for day in due:
             self._remove(directory, day, removed, failed)
         if removed:

@@ -54,6 +54,7 @@ class Syncer:
         self._failed = failed
         self._lock = threading.RLock()
         self._busy = False
+        self._busy_since = 0.0
         self._synced = 0
         self._durable: Position | None = None
         self._unknown = 0  # the appends up to this count may be lost: a sync that had them failed
@@ -67,6 +68,11 @@ class Syncer:
     def durable(self) -> Position | None:
         """The newest line that is on the disk with all lines of this process before it."""
         return self._durable
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the sync has taken so far that goes on just now; 0 where there is none."""
+        return time.monotonic() - self._busy_since if self._busy else 0.0
 
     def add(self, file: OpenFile) -> None:
         """A file was opened; it may hold lines of a writer that died before its sync."""
@@ -94,6 +100,7 @@ class Syncer:
                 raise SyncFailed(self._path, reason)
             if goal <= self._synced and all(file.named and not file.retired for file in self._files):
                 return
+            self._busy_since = time.monotonic()
             self._busy = True
             try:
                 self._sync()
@@ -106,7 +113,6 @@ class Syncer:
             files = list(self._files)
             # Only those: a file that is retired meanwhile may have got a line after its sync.
             finished = [file for file in files if file.retired]
-        started = time.monotonic()
         reason = "it was interrupted"
         try:
             for file in files:
@@ -125,7 +131,7 @@ class Syncer:
                 self._synced = done
                 if self._unknown == 0:
                     self._durable = newest
-            self._count(time.monotonic() - started, bool(reason))
+            self._count(self.busy_seconds, bool(reason))
             self._close(finished)
 
     def _sync_file(self, file: OpenFile) -> None:

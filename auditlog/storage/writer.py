@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import tzinfo
 
-from ..errors import DirectoryError, DiskFull, WriteFailed
+from ..errors import DirectoryError, DiskFull, ReentrantWrite, WriteFailed
 from ..events.codec import Encoded, line_at
 from . import forking
 from .current import CurrentFile
@@ -51,6 +51,9 @@ class Writer(forking.Forkable):
         self._synced = synced
         self._forked = forked
         self._inherited = False  # by the child of a fork, which has not opened its own yet
+        # Let one thread open it, taken before all other locks; re-entrant to refuse a signal handler.
+        self._opening = threading.RLock()
+        self._is_opening = False
         self._open()
         forking.register(self)
 
@@ -167,6 +170,11 @@ class Writer(forking.Forkable):
 
     def refuse_reentry(self) -> None:
         """Raise ReentrantWrite in a signal handler that interrupted a write of its own thread."""
+        if self._opening.acquire(False):
+            opening = self._is_opening
+            self._opening.release()
+            if opening:
+                raise self._reentered()
         self._lock.refuse_reentry()
         self.syncer.refuse_reentry()
 
@@ -175,8 +183,9 @@ class Writer(forking.Forkable):
 
         A second call does nothing. Raises SyncFailed, with all files closed, or ReentrantWrite.
         """
-        if not self._lock.close() or self._inherited:
-            return
+        with self._opening:
+            if not self._lock.close() or self._inherited:
+                return
         forking.forget(self)
         try:
             if self._synced:
@@ -204,20 +213,29 @@ class Writer(forking.Forkable):
             self.syncer.abandon()
             self._close_rest()
         self._begin()
-        self._opening = threading.Lock()
+        self._opening = threading.RLock()
+        self._is_opening = False
         self._inherited = True
 
     def _open_own(self) -> None:
         with self._opening:
+            if self._is_opening:
+                raise self._reentered()
             if not self._inherited or self.closed:
                 return
+            self._is_opening = True
             try:
                 self._open()
+                try:
+                    self._forked()
+                except DirectoryError:
+                    self._close_rest()
+                    raise
             except DirectoryError as error:
                 raise self._refused(error) from error
-            try:
-                self._forked()
-            except DirectoryError as error:
-                self._close_rest()
-                raise self._refused(error) from error
+            finally:
+                self._is_opening = False
             self._inherited = False  # last: other threads of the child wait for all of it
+
+    def _reentered(self) -> ReentrantWrite:
+        return ReentrantWrite(self._path, "the log was written or closed while it was opened anew")

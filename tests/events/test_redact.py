@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import hmac
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -256,3 +258,43 @@ def test_names_that_an_attacker_brings_are_not_all_remembered() -> None:
     assert not any(names.match("", f"name{number}") for number in range(10_000))
     assert len(names.harmless) < 5000
     assert names.match("", "password")
+
+
+class KeyedSession(Session):
+    api_token: str = ""
+
+
+def test_fields_of_a_subclass_of_session_are_redacted_too() -> None:
+    with recorded_log() as log:
+        with log.audit.session(KeyedSession(email="a", api_token=CANARY)):
+            log.audit.create("T", "1")
+        assert log.records[0]["event_data"]["session"] == {"email": "a", "api_token": "[redacted]"}
+
+
+@pytest.mark.parametrize("defaults", [True, False])
+@pytest.mark.parametrize("fragment", [b'{"password":"x"}', b'{}}\n{"event_type":"create"', b"no json"])
+def test_what_orjson_would_embed_unseen_is_refused(fragment: bytes, defaults: bool) -> None:
+    with recorded_log(redact_defaults=defaults) as log:
+        for data in ({"x": orjson.Fragment(fragment)}, {"x": [{"y": orjson.Fragment(fragment)}]}):
+            with pytest.raises(InvalidEvent, match=r"event_data\.x.*type Fragment cannot be written"):
+                log.audit.create("T", "1", **data)
+        assert log.entries == []
+
+
+def test_dots_within_a_name_are_like_those_between_names() -> None:
+    data = {"metadata": {"annotations": {"kubectl.kubernetes.io/last-applied": CANARY, "other": "x"}}}
+    pattern = "metadata.annotations.kubectl.kubernetes.io/last-applied"
+    assert written([pattern], data=data)["metadata"]["annotations"] == {
+        "kubectl.kubernetes.io/last-applied": "[redacted]",
+        "other": "x",
+    }
+
+
+def test_names_that_an_attacker_brings_take_neither_time_nor_memory() -> None:
+    names = SecretNames(["*.x.*.y.key"], defaults=True)
+    assert not any(names.match("", f"{number}" * 1000) for number in range(1000))
+    assert not names.harmless
+    started = time.process_time()
+    assert not names.match(".".join("xy" * 200_000 + "z"), "key")
+    assert names.match(".".join("ax" + "b" * 1000 + "y"), "key")
+    assert time.process_time() - started < 10  # seconds; a search that goes back takes hours

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from auditlog import AuditLogger, DirectoryError, RetentionSweeper, WriteFailed
+from auditlog import AuditLogger, DirectoryError, Retention, RetentionSweeper, WriteFailed
 from auditlog.storage.files import Files
 from auditlog.testing import FixedClock
 from tests.helpers import Reading, contents, until
@@ -98,3 +98,24 @@ def test_a_directory_that_is_moved_away_is_noticed_and_never_written_into_the_vo
             directory.with_suffix(".old").rename(directory)
             log.create("T", "3")
             assert Reading(directory).ids[-1] == "3"
+
+
+@pytest.mark.parametrize("plant", ["fifo", "hard link", "link"])
+def test_what_is_planted_where_the_state_is_prepared_neither_blocks_nor_is_written_to(
+    directory: Path, clock: FixedClock, plant: str
+) -> None:
+    with AuditLogger(directory, clock=clock, retention=None) as log:
+        log.create("T", "1")
+    clock.advance(86_400)
+    with AuditLogger(directory, clock=clock, retention=None) as log:
+        log.create("T", "2")
+        today = directory / "2024-08-13.jsonlog"
+        place = directory / ".auditlog" / f"state.{os.getpid()}.new"
+        if plant == "fifo":
+            os.mkfifo(place)
+        elif plant == "link":
+            place.symlink_to(today)
+        else:
+            os.link(today, place)
+        assert RetentionSweeper(directory, Retention(days=1), clock=clock).sweep().removed
+    assert Reading(directory).ids == ["2"]

@@ -176,3 +176,18 @@ def test_a_forked_child_that_writes_nothing_can_flush_and_close(directory: Path)
     log.create("T", "2")
     log.close()
     assert read_ids(directory, []) == ["1", "2"]
+
+
+def test_a_child_that_closes_without_a_write_waits_for_nobody_and_has_done_nothing(directory: Path) -> None:
+    log = AuditLogger(directory)
+    until(lambda: log.stats().last_sweep)
+    assert log._engine is not None
+    with log._engine._background[0]._stopped._cond:  # type: ignore[attr-defined] # as if its thread were just taking it
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(10)
+            assert log.stats().last_sweep is None
+            log.close()
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    log.close()

@@ -123,6 +123,26 @@ def test_what_was_swept_is_remembered_before_the_file_goes(directory: Path, cloc
     assert RetentionSweeper(directory, clock=clock, files=files).sweep().removed == (ago(50), ago(40))
 
 
+def test_what_went_before_it_was_remembered_is_remembered_by_the_next_sweep(
+    directory: Path, clock: FixedClock
+) -> None:
+    fill(directory, [0, 40, 50])
+    files = FailingFiles()
+    sweeper = RetentionSweeper(directory, clock=clock, files=files)
+    files.fail("replace", errno.ENOSPC)
+    with pytest.raises(DirectoryError, match="no space left on device; free space"):
+        sweeper.sweep()
+    assert [path.name for path in sorted(directory.glob("*.jsonlog"))] == [
+        f"{ago(days)}.jsonlog" for days in (40, 0)
+    ]
+    (directory / f"{ago(40)}.jsonlog").unlink()
+    files.heal()
+    assert sweeper.sweep().removed == ()
+    assert (directory / ".auditlog" / "state").read_bytes() == b'{"swept_through":"%s"}\n' % str(
+        ago(50)
+    ).encode()
+
+
 def test_a_started_read_finishes_the_file_it_is_in(directory: Path, clock: FixedClock) -> None:
     write_day(directory, ago(90).isoformat(), b"".join(line(number) for number in range(10)))
     write_day(directory, ago(80).isoformat(), line(10))

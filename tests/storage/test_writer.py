@@ -28,6 +28,7 @@ from auditlog import (
     SyncFailed,
     WriteFailed,
 )
+from auditlog.events.codec import Encoded, encode
 from auditlog.storage.files import Files
 from auditlog.testing import FailingFiles, FixedClock
 from tests.helpers import Reading, contents, line, until, write_day
@@ -53,6 +54,10 @@ def open_log(directory: Path, clock: FixedClock) -> Any:
 
 
 OpenLog = Callable[..., AuditLogger]
+
+
+def event_of(resource_id: str) -> Encoded:
+    return encode("create", "T", resource_id, {}, b"{}")
 
 
 def test_the_first_event_begins_the_days_file(directory: Path, open_log: OpenLog) -> None:
@@ -556,6 +561,32 @@ class TestSync:
         log.create("T", "1")
         assert len(refusals) == 1
         assert log.create("T", "2") == log.durable_through()
+
+    def test_a_handler_that_writes_during_its_threads_flush_is_refused_before_a_byte_is_written(
+        self, open_log: OpenLog, directory: Path
+    ) -> None:
+        refusals: list[BaseException] = []
+
+        class SignalledFiles(FailingFiles):
+            armed = False
+
+            def sync_data(self, fd: int) -> None:
+                if self.armed:
+                    self.armed = False
+                    for call, arguments in ((log.create, ("T", "nested")), (log.close, ())):
+                        try:
+                            call(*arguments)
+                        except ReentrantWrite as error:
+                            refusals.append(error)
+                super().sync_data(fd)
+
+        files = SignalledFiles()
+        log = open_log(fsync="always", files=files)
+        log._engine.writer.append((event_of("1"),))  # type: ignore[union-attr] # not synced yet
+        files.armed = True
+        log.flush()
+        assert len(refusals) == 2
+        assert Reading(directory).ids == ["1"]
 
     def test_a_close_that_fails_costs_nobody_the_lead(self, open_log: OpenLog, clock: FixedClock) -> None:
         files = FailingFiles()
