@@ -29,6 +29,8 @@ LAYERS = [
     "logger",
     "capture",
     "testing",
+    "cli",
+    "__main__",
 ]
 
 

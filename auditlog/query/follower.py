@@ -38,6 +38,11 @@ class _Following:
         # cancelled): no file is closed under it.
         self._looking = threading.Lock()
 
+    @property
+    def at_hand(self) -> bool:
+        """Was the next entry read already, so that it comes without a wait?"""
+        return any(entry is not None for _, entry in self._seen)
+
     def _next_seen(self) -> Entry | None:
         while self._seen:
             self.position, entry = self._seen.popleft()

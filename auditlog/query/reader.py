@@ -6,12 +6,12 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from datetime import date
+from datetime import date, tzinfo
 from itertools import chain, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import CorruptEntry, InvalidRange, InvalidSetting, PositionExpired, PositionInvalid
-from ..storage.blocks import entry_runs
+from ..storage.blocks import Run, entry_runs
 from ..storage.days import Clock, SystemClock
 from ..storage.directory import Directory
 from ..storage.entry import RAW_BYTES, CorruptLine, Entry
@@ -28,6 +28,15 @@ if TYPE_CHECKING:
     import asyncio
 
 log = logging.getLogger("auditlog")
+
+
+class _DayFile(NamedTuple):
+    """An open day file: where to begin in it (or, newest first, to end), and whether it is the newest."""
+
+    fd: int
+    day: date
+    offset: int | None
+    newest: bool
 
 
 class AuditReader:
@@ -88,8 +97,10 @@ class AuditReader:
             days = directory.days()
             offset = None if after is None else self._resume(directory, days, after, newest_first)
         needle = None if where is None or newest_first or strict else Needle.of(where)
-        by_day = self._days(days, span, after, offset, newest_first, needle)
-        entries: Iterator[Entry] = chain.from_iterable(by_day)
+        entries: Iterator[Entry] = chain.from_iterable(
+            self._of_day(file, newest_first, needle)
+            for file in self._files_of(days, span, after, offset, newest_first)
+        )
         if span.by_time or where is not None or strict:
             entries = (entry for entry in entries if self._is_chosen(entry, span, where, strict))
         return entries if limit is None else islice(entries, limit)
@@ -167,15 +178,45 @@ class AuditReader:
         finally:
             self._files.close(fd)
 
-    def _days(
-        self,
-        days: list[date],
-        span: Range,
-        after: Position | None,
-        offset: int | None,
-        newest_first: bool,
-        needle: Needle | None,
-    ) -> Iterator[Iterator[Entry]]:
+    def at(self, position: Position) -> Entry | CorruptLine:
+        """The line that starts at a position: an entry, or damage.
+
+        Raises PositionExpired, PositionInvalid, InvalidSetting or DirectoryError.
+        """
+        with self._directory() as directory:
+            days = directory.days()
+            if self._resume(directory, days, position, newest_first=True) is None:
+                raise PositionInvalid(position, "it precedes every line")
+            fd = directory.open_day(position.day)
+        found: list[CorruptLine] = []
+        if fd is not None:
+            newest = position.day == days[-1]
+            entry = next(forwards(fd, position.day, position.offset, newest, found.append), None)
+            if found:
+                return found[0]
+            if entry is not None:
+                return entry
+        raise PositionInvalid(position, "no whole line starts there yet")
+
+    def read_runs(self, start: date | None, end: date | None, *, after: Position | None) -> Iterator[Run]:
+        """`read` of whole days, in runs of about 1 MiB: for those who want the stored bytes alone."""
+        with self._directory() as directory:
+            span = parse_range(start, end, directory.zone())
+            days = directory.days()
+            offset = None if after is None else self._resume(directory, days, after, newest_first=False)
+        for file in self._files_of(days, span, after, offset, newest_first=False):
+            yield from entry_runs(file.fd, file.day, file.offset or 0, file.newest, self._on_corrupt)
+
+    @property
+    def zone(self) -> tzinfo:
+        """The zone in which the log's days begin and end."""
+        with self._directory() as directory:
+            return directory.zone()
+
+    def _files_of(
+        self, days: list[date], span: Range, after: Position | None, offset: int | None, newest_first: bool
+    ) -> Iterator[_DayFile]:
+        """The day files to read, each opened when its turn comes."""
         with self._directory() as directory:
             newest = next((day for day in reversed(days) if directory.has_file(day)), None)
             for day in reversed(days) if newest_first else days:
@@ -187,13 +228,16 @@ class AuditReader:
                 if fd is None:
                     continue  # swept since, or no file of ours
                 here = offset if after is not None and day == after.day else None
-                if newest_first:
-                    yield backwards(fd, day, here, day == newest, self._on_corrupt)
-                elif needle is not None:
-                    runs = entry_runs(fd, day, here or 0, day == newest, self._on_corrupt)
-                    yield chain.from_iterable(map(needle.entries, runs))
-                else:
-                    yield forwards(fd, day, here or 0, day == newest, self._on_corrupt)
+                yield _DayFile(fd, day, here, day == newest)
+
+    def _of_day(self, file: _DayFile, newest_first: bool, needle: Needle | None) -> Iterator[Entry]:
+        fd, day, offset, newest = file
+        if newest_first:
+            return backwards(fd, day, offset, newest, self._on_corrupt)
+        if needle is None:
+            return forwards(fd, day, offset or 0, newest, self._on_corrupt)
+        runs = entry_runs(fd, day, offset or 0, newest, self._on_corrupt)
+        return chain.from_iterable(map(needle.entries, runs))
 
     def _is_chosen(self, entry: Entry, span: Range, where: Filter | None, strict: bool) -> bool:
         if not (span.by_time or where is not None or strict):

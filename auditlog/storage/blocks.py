@@ -44,6 +44,11 @@ class Run(NamedTuple):
     day: date
     offset: int
 
+    def last_position(self) -> Position:
+        """Where the last entry starts."""
+        start = max(self.buffer.rfind(b"\n", self.start, self.end - 1) + 1, self.start)
+        return Position(self.day, self.offset + start - self.start)
+
     def entry(self, start: int, end: int) -> Entry:
         """The entry at these bounds of the buffer."""
         entry = Entry()

@@ -1,0 +1,5 @@
+"""`python -m auditlog` is the `auditlog` command."""
+
+from .cli import main
+
+main()

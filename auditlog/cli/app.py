@@ -1,0 +1,132 @@
+"""The command with its subcommands, what they share, and how they end.
+
+Exit codes: 0 all is well, also where nothing was found; 1 another error; 2 wrong usage; 3 no
+permission; 10 a position has expired; 11 a position is none; 12 the position file cannot be used;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+
+from ..errors import (
+    AuditLogError,
+    DirectoryError,
+    InvalidRange,
+    InvalidSetting,
+    PositionExpired,
+    PositionInvalid,
+)
+from .text import visible
+
+USAGE, NO_PERMISSION, EXPIRED, INVALID, POSITION_FILE, INTERRUPTED = 2, 3, 10, 11, 12, 130
+
+_CODES: list[tuple[type[AuditLogError], int]] = [
+    (PositionExpired, EXPIRED),
+    (PositionInvalid, INVALID),
+    (InvalidRange, USAGE),
+    (InvalidSetting, USAGE),
+]
+_COMMANDS = {
+    "read": "Print entries, or follow the log.",
+    "show": "Print one entry, and what is around it.",
+    "sweep": "Remove the day files that are older than the retention allows.",
+}
+
+directory_option = click.option(
+    "--audit-log-dir",
+    "directory",
+    envvar="AUDITLOG_DIR",
+    required=True,
+    metavar="DIR",
+    help="The directory of the log (or AUDITLOG_DIR).",
+)
+
+
+class Ended(click.ClickException):
+    """The command ends with a message and an exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class _Commands(click.Group):
+    """Loads a subcommand when it is called: a command line has no time to load the others."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = import_module(f".{cmd_name}", __package__).command
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:  # `| head -1` has what it wanted; click would call that a failure
+            _forget_output()
+            return 0
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="auditlog-jsonl", message="%(version)s")
+def command() -> None:
+    """Read and look after an audit log.
+
+    \b
+      auditlog read yesterday                        what happened since yesterday
+      auditlog read --follow --actor a@example.com   what somebody does just now
+      auditlog read -n 20 --reverse                  the newest 20 entries
+      auditlog show 2024-08-12:10234                 one entry, whole
+    """
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, and return its exit code; no error leaves it as a traceback."""
+    try:
+        result: Any = command.main(arguments, prog_name="auditlog", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except click.UsageError as error:
+        error.show()
+        return USAGE
+    except click.ClickException as error:
+        _complain(error.message)
+        return error.code if isinstance(error, Ended) else error.exit_code
+    except AuditLogError as error:
+        _complain(str(error))
+        return _code_of(error)
+    except OSError as error:
+        _complain(str(error))
+        return NO_PERMISSION if isinstance(error, PermissionError) else 1
+
+
+def _code_of(error: AuditLogError) -> int:
+    if isinstance(error, DirectoryError) and isinstance(error.__cause__, PermissionError):
+        return NO_PERMISSION
+    return next((code for kind, code in _CODES if isinstance(error, kind)), 1)
+
+
+def _complain(message: str) -> None:
+    click.echo(f"auditlog: {visible(message)}", err=True)
+
+
+def _forget_output() -> None:
+    """Nobody reads it any more, and the interpreter must not complain of that when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

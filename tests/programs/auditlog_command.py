@@ -1,0 +1,5 @@
+"""The `auditlog` command."""
+
+from auditlog.cli import main
+
+main()
