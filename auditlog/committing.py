@@ -179,11 +179,8 @@ class GroupCommit:
             self._led = False
 
 
-class _Task(NamedTuple):
-    event: Encoded
-    loop: AbstractEventLoop
-    future: Future[Position]
-    unheard: Callable[[WriteFailed], None]
+# An event, the loop and the future of the task that waits for it, and whom to tell where it does not.
+_Task = tuple[Encoded, "AbstractEventLoop", "Future[Position]", Callable[[WriteFailed], None]]
 
 
 class Committer:
@@ -216,7 +213,7 @@ class Committer:
                 raise LoggerClosed(self._path)
             if self._thread is None:
                 self._thread = self._started()
-            self._tasks.put(_Task(event, loop, future, unheard))
+            self._tasks.put((event, loop, future, unheard))
         return future
 
     def _started(self) -> threading.Thread:
@@ -240,7 +237,7 @@ class Committer:
         while (task := self._tasks.get()) is not None:
             batch = self._gather(task)
             try:
-                result = _result_of(self._append, [task.event for task in batch])
+                result = _result_of(self._append, [task[0] for task in batch])
             except Exception as error:  # a clock or file layer of the user's own
                 result = _Result((), WriteFailed(self._path, f"{type(error).__name__}: {error}"))
             self._tell(batch, result)
@@ -248,7 +245,7 @@ class Committer:
     def _gather(self, first: _Task) -> list[_Task]:
         """The first task and those that wait behind it, as many as make a good batch."""
         batch = [first]
-        size = len(first.event[2])
+        size = len(first[0][2])
         with suppress(Empty):
             while len(batch) < MOST_EVENTS and size < MOST_BYTES:
                 task = self._tasks.get_nowait()
@@ -256,33 +253,33 @@ class Committer:
                     self._tasks.put(None)  # nothing comes behind it, so it stays the last
                     break
                 batch.append(task)
-                size += len(task.event[2])
+                size += len(task[0][2])
         return batch
 
     def _tell(self, batch: list[_Task], result: _Result) -> None:
         by_loop: defaultdict[AbstractEventLoop, list[tuple[_Task, int]]] = defaultdict(list)
         for number, task in enumerate(batch):
-            by_loop[task.loop].append((task, number))
+            by_loop[task[1]].append((task, number))
         for loop, tasks in by_loop.items():
             try:
                 loop.call_soon_threadsafe(_resolve, tasks, result)
             except RuntimeError:  # the loop is closed, and nobody waits there any more
-                _resolve(tasks, result)
+                _resolve(tasks, result, loop_closed=True)
 
 
-def _resolve(tasks: list[tuple[_Task, int]], result: _Result) -> None:
-    for task, number in tasks:
-        future = task.future
-        heard = not (future.done() or task.loop.is_closed())
+def _resolve(tasks: list[tuple[_Task, int]], result: _Result, *, loop_closed: bool = False) -> None:
+    for (_, _, future, unheard), number in tasks:
+        heard = not (loop_closed or future.done())
+        if result.failure is None:  # as nearly always: a share of a success takes longer to make
+            if heard:
+                future.set_result(result.positions[number])
+            continue
         try:
             (position,) = result.share(number, 1)
             if heard:
                 future.set_result(position)
-        except WriteFailed as error:
-            if heard:
-                future.set_exception(error)
-            else:
-                task.unheard(error)
         except AuditLogError as error:
             if heard:
                 future.set_exception(error)
+            elif isinstance(error, WriteFailed):
+                unheard(error)

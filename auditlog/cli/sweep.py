@@ -40,11 +40,14 @@ def command(
 def _print(report: SweepReport) -> None:
     for day in report.removed:
         click.echo(f"{'would remove' if report.dry_run else 'removed'} {day}.jsonlog")
-    verb = "would be" if report.dry_run else "were"
-    click.echo(f"{len(report.removed)} days ({report.removed_bytes:,} bytes) {verb} removed")
+    verb = "would be removed" if report.dry_run else "removed"
+    click.echo(f"{_days(len(report.removed))} ({report.removed_bytes:,} bytes) {verb}")
     if report.kept:
-        click.echo(
-            f"{len(report.kept)} days ({report.kept_bytes:,} bytes) kept, from {report.oldest_kept} on"
-        )
+        kept = f"{_days(len(report.kept))} ({report.kept_bytes:,} bytes) kept"
+        click.echo(f"{kept}, from {report.oldest_kept} on")
     if report.next_due is not None:
         click.echo(f"the next falls due at {report.next_due.isoformat()}")
+
+
+def _days(count: int) -> str:
+    return "1 day" if count == 1 else f"{count} days"

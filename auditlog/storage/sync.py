@@ -53,7 +53,7 @@ class Syncer:
         self._progress = progress
         self._failed = failed
         self._lock = threading.RLock()
-        self._busy = False
+        self._owner = 0  # the thread that syncs just now, if any
         self._busy_since = 0.0
         self._synced = 0
         self._durable: Position | None = None
@@ -72,7 +72,7 @@ class Syncer:
     @property
     def busy_seconds(self) -> float:
         """How long the sync has taken so far that goes on just now; 0 where there is none."""
-        return time.monotonic() - self._busy_since if self._busy else 0.0
+        return time.monotonic() - self._busy_since if self._owner else 0.0
 
     def add(self, file: OpenFile) -> None:
         """A file was opened; it may hold lines of a writer that died before its sync."""
@@ -92,8 +92,7 @@ class Syncer:
         """
         goal, _ = self._progress()
         with self._lock:
-            if self._busy:
-                raise ReentrantWrite(self._path, "a sync was asked for from inside a sync")
+            self.refuse_reentry()
             if 0 < goal <= self._unknown:
                 # The kernel reports a lost page once; a second sync would succeed and tell lies.
                 reason = f"an earlier sync failed ({self._reason}) and nothing came after it"
@@ -101,11 +100,11 @@ class Syncer:
             if goal <= self._synced and all(file.named and not file.retired for file in self._files):
                 return
             self._busy_since = time.monotonic()
-            self._busy = True
+            self._owner = threading.get_ident()
             try:
                 self._sync()
             finally:
-                self._busy = False
+                self._owner = 0
 
     def _sync(self) -> None:
         done, newest = self._progress()  # before the sync, which therefore covers it
@@ -156,12 +155,9 @@ class Syncer:
                 self._operations.close(file.fd)
 
     def refuse_reentry(self) -> None:
-        """Raise ReentrantWrite in a thread that is inside `sync`."""
-        if self._lock.acquire(False):
-            busy = self._busy
-            self._lock.release()
-            if busy:
-                raise ReentrantWrite(self._path, "the log was closed from inside a sync")
+        """Raise ReentrantWrite in a signal handler that interrupted a sync of its own thread."""
+        if self._owner == threading.get_ident():
+            raise ReentrantWrite(self._path, "the log was used from inside a sync")
 
     def close(self) -> None:
         """Close every file that is still open. The caller has synced, and nothing is appended."""

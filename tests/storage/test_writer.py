@@ -445,7 +445,7 @@ class TestSync:
 
         log = open_log(fsync="interval", fsync_interval=1000, files=SlowFiles())
         log.create("T", "1")
-        until(lambda: not log._engine.writer.syncer._busy)  # type: ignore[union-attr]
+        until(lambda: not log._engine.writer.syncer._owner)  # type: ignore[union-attr]
         entered.clear()
         release.clear()
         leader = threading.Thread(target=log.flush)
@@ -488,7 +488,7 @@ class TestSync:
         files = GatedFiles()
         log = open_log(fsync="interval", fsync_interval=1000, files=files)
         log.create("T", "1")
-        until(lambda: not log._engine.writer.syncer._busy)  # type: ignore[union-attr]
+        until(lambda: not log._engine.writer.syncer._owner)  # type: ignore[union-attr]
         files.hold()
         refused: list[str] = []
 
