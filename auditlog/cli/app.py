@@ -1,15 +1,17 @@
 """The command with its subcommands, what they share, and how they end.
 
 Exit codes: 0 all is well, also where nothing was found; 1 another error; 2 wrong usage; 3 no
-permission; 10 a position has expired; 11 a position is none; 12 the position file cannot be used;
-130 interrupted.
+permission; 4 damage was found (doctor); 10 a position has expired; 11 a position is none; 12 the
+position file cannot be used; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any
 
@@ -23,9 +25,11 @@ from ..errors import (
     PositionExpired,
     PositionInvalid,
 )
+from ..query.reader import AuditReader
 from .text import visible
+from .times import Time, parse_time
 
-USAGE, NO_PERMISSION, EXPIRED, INVALID, POSITION_FILE, INTERRUPTED = 2, 3, 10, 11, 12, 130
+USAGE, NO_PERMISSION, DAMAGE, EXPIRED, INVALID, POSITION_FILE, INTERRUPTED = 2, 3, 4, 10, 11, 12, 130
 
 _CODES: list[tuple[type[AuditLogError], int]] = [
     (PositionExpired, EXPIRED),
@@ -35,7 +39,9 @@ _CODES: list[tuple[type[AuditLogError], int]] = [
 ]
 _COMMANDS = {
     "read": "Print entries, or follow the log.",
+    "summary": "Count entries by day, type, actor and resource type.",
     "show": "Print one entry, and what is around it.",
+    "doctor": "Look for all that may be wrong with a log.",
     "sweep": "Remove the day files that are older than the retention allows.",
 }
 
@@ -47,6 +53,30 @@ directory_option = click.option(
     metavar="DIR",
     help="The directory of the log (or AUDITLOG_DIR).",
 )
+
+
+start_argument = click.argument("start", default="", metavar="[START]")
+end_argument = click.argument("end", default="", metavar="[END]")
+
+_relative = re.compile(r"-\d+[smhdw]", re.ASCII).fullmatch
+
+
+class TimesCommand(click.Command):
+    """A command with START and END."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # "-2h" is a time, and no option: there is none that is a number.
+        return super().parse_args(ctx, [f"{arg[1:]} ago" if _relative(arg) else arg for arg in args])
+
+
+def parse_bounds(reader: AuditReader, start: str, end: str) -> tuple[Time | None, Time | None]:
+    """What START and END mean for a log; "" is no bound. Raises click.UsageError."""
+    now = datetime.now(UTC)
+    zone = reader.zone
+    try:
+        return parse_time(start, now, zone) if start else None, parse_time(end, now, zone) if end else None
+    except ValueError as error:
+        raise click.UsageError(visible(str(error))) from None
 
 
 class Ended(click.ClickException):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -20,28 +19,19 @@ from ..storage.days import load_zone
 from ..storage.entry import CorruptLine, Entry
 from ..storage.layout import Position
 from . import fields
-from .app import Ended, directory_option
+from .app import Ended, TimesCommand, directory_option, end_argument, parse_bounds, start_argument
 from .output import CSV_FIELDS, TABLE_FIELDS, Csv, Json, Lines, Output, Table
 from .position_file import PositionFile
 from .text import visible
-from .times import parse_time
 
 MOST_ORDERED = 1_000_000
 FLUSH_SECONDS = 0.1
 ORDERS = ("time", "event_type", "resource_type", "resource_id", "cluster_id", "actor", "address")
 
-_relative = re.compile(r"-\d+[smhdw]").fullmatch
 
-
-class _ReadCommand(click.Command):
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # "-2h" is a time, and no option: there is none that is a number.
-        return super().parse_args(ctx, [f"{arg[1:]} ago" if _relative(arg) else arg for arg in args])
-
-
-@click.command(cls=_ReadCommand)
-@click.argument("start", default="", metavar="[START]")
-@click.argument("end", default="", metavar="[END]")
+@click.command(cls=TimesCommand)
+@start_argument
+@end_argument
 @directory_option
 @click.option("--since", default="", metavar="TIME", help="The same as START.")
 @click.option("--until", default="", metavar="TIME", help="The same as END.")
@@ -212,18 +202,12 @@ class _Reading:
 
     def _bounds(self) -> tuple[date | datetime | None, date | datetime | None]:
         options = self.options
-        now = datetime.now().astimezone()
-        zone = self.reader.zone
-        bounds: list[date | datetime | None] = []
         for name, option in (("start", "since"), ("end", "until")):
             if options[name] and options[option]:
                 raise click.UsageError(f"{name.upper()} and --{option} are the same: give one of them")
-            text = options[name] or options[option]
-            try:
-                bounds.append(parse_time(text, now, zone) if text else None)
-            except ValueError as error:
-                raise click.UsageError(visible(str(error))) from None
-        return bounds[0], bounds[1]
+        return parse_bounds(
+            self.reader, options["start"] or options["since"], options["end"] or options["until"]
+        )
 
     def _output(self) -> Output:
         options = self.options

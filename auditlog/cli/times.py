@@ -26,7 +26,10 @@ _instant = re.compile(
 FORMS = "use 2024-08-12, today, yesterday, 2h, '2 hours ago', or 2024-08-12T10:30:00Z"
 
 
-def parse_time(text: str, now: datetime, zone: tzinfo) -> date | datetime:
+Time = date | datetime
+
+
+def parse_time(text: str, now: datetime, zone: tzinfo) -> Time:
     """The day or the instant that `text` means. Raises ValueError for what is none of the forms.
 
     `now` is an aware datetime; `zone` is that of the log, in which its days begin.

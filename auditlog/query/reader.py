@@ -207,6 +207,13 @@ class AuditReader:
         for file in self._files_of(days, span, after, offset, newest_first=False):
             yield from entry_runs(file.fd, file.day, file.offset or 0, file.newest, self._on_corrupt)
 
+    def size(self, start: Bound = None, end: Bound = None) -> int:
+        """How many bytes the day files have that a read between these bounds looks into."""
+        with self._directory() as directory:
+            span = parse_range(start, end, directory.zone())
+            found = (directory.stat_day(day) for day in directory.days() if span.first <= day <= span.last)
+            return sum(each.st_size for each in found if each is not None)
+
     @property
     def zone(self) -> tzinfo:
         """The zone in which the log's days begin and end."""

@@ -44,6 +44,10 @@ class Run(NamedTuple):
     day: date
     offset: int
 
+    def length(self) -> int:
+        """How many entries it has."""
+        return count(self.buffer, b"\n", self.start, self.end)
+
     def last_position(self) -> Position:
         """Where the last entry starts."""
         start = max(self.buffer.rfind(b"\n", self.start, self.end - 1) + 1, self.start)
