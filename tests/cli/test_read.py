@@ -167,6 +167,35 @@ class TestFailing:
         process.stderr.close()
 
 
+def test_ctrl_c_is_status_130(directory: Path) -> None:
+    write_day(directory, "2024-08-12", b"".join(map(line, range(50_000))))
+    command = [sys.executable, "-m", "auditlog", "read", "--audit-log-dir", str(directory)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout
+        assert process.stdout.read(1)  # it writes; and waits, for nobody reads on
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(10) == 130
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_can_complete_it(run: Run, shell: str) -> None:
+    done = run(_AUDITLOG_COMPLETE=f"{shell}_source")
+    assert "_AUDITLOG_COMPLETE" in done.stdout
+    words = run(_AUDITLOG_COMPLETE="bash_complete", COMP_WORDS="auditlog read --ord", COMP_CWORD="2").stdout
+    assert words.splitlines() == ["plain,--order-by-field", "plain,--order-by-dir"]
+
+
+def test_an_order_of_very_many_entries_asks_for_a_limit(run: Run, directory: Path, long: bool) -> None:
+    if not long:
+        pytest.skip("takes some seconds: --long")
+    write_day(directory, "2024-08-12", b'{"resource_id":"x"}\n' * 1_000_001)
+    done = run("read", "--order-by-field", "resource_id")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "say with -n how many you want" in done.stderr
+    assert len(run("read", "--order-by-field", "resource_id", "-n", "5").stdout.splitlines()) == 5
+
+
 HOSTILE = "x\x1b[31m\u202etxt.exe\u200b\x9b"
 
 
