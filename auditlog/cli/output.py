@@ -26,8 +26,16 @@ _COLOURS = {
     "talos_access": "cyan",
     "audit_log_access": "magenta",
 }
-_COLUMNS = {"time": 23, "type": 14, "resource": 30, "actor": 24, "address": 15}
-_NARROWEST = 20  # columns of the last one, whatever the terminal
+# How wide a column is, and how narrow it may be in a narrow terminal.
+_WIDTHS = {
+    "time": (23, 19),
+    "type": (14, 10),
+    "resource": (30, 16),
+    "actor": (24, 12),
+    "address": (15, 7),
+    "summary": (20, 6),
+}
+_ANY_WIDTH = (20, 8)
 CSV_FIELDS = ("time", "type", "resource_type", "resource_id", "cluster_id", "actor", "address", "position")
 TABLE_FIELDS = ("time", "type", "resource", "actor", "address", "summary")
 
@@ -121,9 +129,7 @@ class Table:
         self._give = give
         self._zone = zone
         self._colour = colour
-        self._widths = [_COLUMNS.get(name, _NARROWEST) for name in names]
-        rest = shutil.get_terminal_size().columns - sum(self._widths[:-1]) - 2 * (len(names) - 1)
-        self._widths[-1] = max(rest, _NARROWEST)
+        self._widths = _widths(names, shutil.get_terminal_size().columns)
         self._zone_name: str | None = None
 
     def write(self, entry: Entry) -> None:
@@ -137,8 +143,8 @@ class Table:
         cells = [_plain(give(entry)) for give in self._give]
         cells = [
             # The zone stands in the title.
-            cell[:23].replace("T", " ") if name == "time" else cell
-            for name, cell in zip(self._names, cells, strict=True)
+            cell.replace("T", " ")[: min(23, width)] if name == "time" else cell
+            for name, cell, width in zip(self._names, cells, self._widths, strict=True)
         ]
         self._print(cells, str(entry.record.get("event_type", "")))
 
@@ -154,6 +160,19 @@ class Table:
 
     def end(self) -> None:
         """There are no more."""
+
+
+def _widths(names: Sequence[str], terminal: int) -> list[int]:
+    """How wide the columns are: the last ones narrower where the terminal is, the last one the rest."""
+    wide, narrow = zip(*(_WIDTHS.get(name, _ANY_WIDTH) for name in names), strict=True)
+    widths = list(wide)
+    excess = sum(widths) + 2 * (len(names) - 1) - terminal
+    for place in reversed(range(len(names))):
+        less = max(0, min(excess, widths[place] - narrow[place]))
+        widths[place] -= less
+        excess -= less
+    widths[-1] -= min(excess, 0)
+    return widths
 
 
 def _shown(lines: bytes) -> bytes:

@@ -100,6 +100,8 @@ class _Reading:
         self.after = self.positions.read() if self.positions else None
         self._check()
         self.output = self._output()
+        if self.where is None and (not isinstance(self.output, Lines) or options["order"] != "time"):
+            self.where = Filter()  # each entry is decoded, and told where it cannot be
 
     def _check(self) -> None:
         order, follow = self.options["order"], self.options["follow"]
