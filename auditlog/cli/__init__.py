@@ -11,6 +11,9 @@ def main() -> None:
         import click  # noqa: F401
     except ImportError:
         sys.exit("the auditlog command needs its extra: pip install 'auditlog-jsonl[cli]'")
-    from .app import run
+    try:
+        from .app import run
 
-    sys.exit(run())
+        sys.exit(run())
+    except KeyboardInterrupt:
+        sys.exit(130)

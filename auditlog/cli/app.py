@@ -7,6 +7,7 @@ position file cannot be used; 130 interrupted.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -65,8 +66,19 @@ class TimesCommand(click.Command):
     """A command with START and END."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # "-2h" is a time, and no option: there is none that is a number.
-        return super().parse_args(ctx, [f"{arg[1:]} ago" if _relative(arg) else arg for arg in args])
+        # "-2h" is a time, unless it is an option's value; there is no option that is a number.
+        taking = {
+            name
+            for param in self.params
+            if isinstance(param, click.Option) and not param.is_flag
+            for name in param.opts
+        }
+        before = ["", *args]
+        times = [
+            f"{arg[1:]} ago" if _relative(arg) and previous not in taking else arg
+            for previous, arg in zip(before, args, strict=False)
+        ]
+        return super().parse_args(ctx, times)
 
 
 def parse_bounds(reader: AuditReader, start: str, end: str) -> tuple[Time | None, Time | None]:
@@ -128,6 +140,10 @@ def command() -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, and return its exit code; no error leaves it as a traceback."""
+    if sys.stdout is None:  # it was closed: `>&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that has no bars gets question marks
     try:
         result: Any = command.main(arguments, prog_name="auditlog", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -148,6 +164,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _code_of(error: AuditLogError) -> int:
+    if isinstance(error, InvalidSetting) and error.setting == "timezone":
+        return 1  # of the log, not of the command line
     if isinstance(error, DirectoryError) and isinstance(error.__cause__, PermissionError):
         return NO_PERMISSION
     return next((code for kind, code in _CODES if isinstance(error, kind)), 1)

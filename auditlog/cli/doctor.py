@@ -15,7 +15,8 @@ import click
 from ..errors import AuditLogError
 from ..health import disk_problem
 from ..query.reader import AuditReader
-from ..storage.days import ONE_DAY
+from ..storage.blocks import entry_runs
+from ..storage.days import ONE_DAY, load_zone
 from ..storage.directory import Directory
 from ..storage.entry import CorruptLine
 from ..storage.files import Files
@@ -74,6 +75,7 @@ class Checkup:
         self._path = path
         self._retention = retention
         self._strict = strict
+        self._has_state = True
 
     def findings(self) -> Iterator[Finding]:
         """What there is to say, one thing after the other."""
@@ -83,9 +85,10 @@ class Checkup:
             yield from self._state(directory)
             yield from self._names(directory, days)
             yield from self._days(days)
-            yield from self._lines(days)
+            yield from self._lines(directory, days)
             yield from self._space(directory)
-        yield from self._sweep()
+        if self._has_state:
+            yield from self._sweep()
 
     def _directory(self, directory: Directory) -> Iterator[Finding]:
         found = os.fstat(directory.fd)
@@ -98,7 +101,9 @@ class Checkup:
     def _state(self, directory: Directory) -> Iterator[Finding]:
         try:
             state = directory.read_state()
+            load_zone(state.timezone or "UTC")
         except AuditLogError as error:
+            self._has_state = False
             yield Finding("wrong", str(error))
             return
         swept = f", swept through {state.swept_through}" if state.swept_through else ""
@@ -147,20 +152,29 @@ class Checkup:
                     "check the clock, or move the file away",
                 )
 
-    def _lines(self, days: list[date]) -> Iterator[Finding]:
-        damage: list[CorruptLine] = []
-        count = 0
-        reader = AuditReader(self._path, on_corrupt=damage.append)
-        if self._strict:
-            count = sum(1 for _ in reader.read(strict=True))
+    def _lines(self, directory: Directory, days: list[date]) -> Iterator[Finding]:
+        named: list[CorruptLine] = []
+        damaged = 0
+
+        def note(line: CorruptLine) -> None:
+            nonlocal damaged
+            damaged += 1
+            if len(named) < MOST_NAMED:
+                named.append(line)
+
+        if self._strict and self._has_state:
+            count = sum(1 for _ in AuditReader(self._path, on_corrupt=note).read(strict=True))
         else:
-            count = sum(run.length() for run in reader.read_runs(None, None, after=None))
-        for line in damage[:MOST_NAMED]:
+            count = 0
+            for day in days:
+                if (fd := directory.open_day(day)) is not None:
+                    count += sum(run.length() for run in entry_runs(fd, day, 0, day == days[-1], note))
+        for line in named:
             what = f"the line at {line.position} ({line.length:,} bytes) is damaged: {line.reason}"
             yield Finding("damage", what, f"auditlog show {line.position} -C 1")
-        if len(damage) > MOST_NAMED:
-            yield Finding("damage", f"and {len(damage) - MOST_NAMED:,} more damaged lines")
-        yield Finding("ok", f"{count:,} entries, {len(damage):,} damaged lines")
+        if damaged > len(named):
+            yield Finding("damage", f"and {damaged - len(named):,} more damaged lines")
+        yield Finding("ok", f"{count:,} entries, {damaged:,} damaged lines")
 
     def _space(self, directory: Directory) -> Iterator[Finding]:
         if problem := disk_problem(directory.fd, NEEDED_BYTES):

@@ -12,6 +12,8 @@ from ..storage.entry import Entry
 
 Field = Callable[[Entry], Any]
 
+_LONGEST_SUMMARY = 1000  # characters: more than any terminal has columns
+
 
 def field(name: str, zone: tzinfo | None = None) -> Field | None:
     """What gives a field of an entry, by its name or by a path such as `event_data.cluster.id`.
@@ -51,8 +53,8 @@ def moment_of(record: Mapping[str, Any], zone: tzinfo | None) -> datetime | None
 
 def resource_of(record: Mapping[str, Any]) -> str:
     """The resource of a record: its short type and its id."""
-    kind = str(record.get("resource_type", "")).partition(".")[0]
-    return f"{kind}/{record.get('resource_id', '')}".strip("/")
+    kind = _text(record.get("resource_type")).partition(".")[0]
+    return f"{kind}/{_text(record.get('resource_id'))}".strip("/")
 
 
 def summary_of(record: Mapping[str, Any]) -> str:
@@ -68,7 +70,11 @@ def summary_of(record: Mapping[str, Any]) -> str:
             words += [f"{key}={_short(inner)}" for key, inner in value.items() if inner not in ("", None)]
         else:
             words.append(f"{name}={_short(value)}")
-    return " ".join(words)
+    return " ".join(words)[:_LONGEST_SUMMARY]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _short(value: Any) -> str:
@@ -89,16 +95,16 @@ def _at(record: Any, path: list[str]) -> Any:
 
 _FIELDS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "event_ts": lambda record: record.get("event_ts", 0),
-    "type": lambda record: record.get("event_type", ""),
-    "event_type": lambda record: record.get("event_type", ""),
+    "type": lambda record: _text(record.get("event_type")),
+    "event_type": lambda record: _text(record.get("event_type")),
     "resource": resource_of,
-    "resource_type": lambda record: record.get("resource_type", ""),
-    "resource_id": lambda record: record.get("resource_id", ""),
+    "resource_type": lambda record: _text(record.get("resource_type")),
+    "resource_id": lambda record: _text(record.get("resource_id")),
     "cluster_id": cluster_of,
-    "actor": lambda record: session_of(record).get("email", ""),
-    "address": lambda record: session_of(record).get("ip_address", ""),
-    "role": lambda record: session_of(record).get("role", ""),
-    "user_agent": lambda record: session_of(record).get("user_agent", ""),
+    "actor": lambda record: _text(session_of(record).get("email")),
+    "address": lambda record: _text(session_of(record).get("ip_address")),
+    "role": lambda record: _text(session_of(record).get("role")),
+    "user_agent": lambda record: _text(session_of(record).get("user_agent")),
     "summary": summary_of,
 }
 NAMES = ("time", *_FIELDS, "position")

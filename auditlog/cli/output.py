@@ -97,7 +97,7 @@ class Csv:
         self._rows = csv.writer(self._text)
         self._out = out
         self._give = give
-        self._write(names)
+        self._write([visible(name) for name in names])
 
     def write(self, entry: Entry) -> None:
         """Print an entry."""
@@ -182,7 +182,12 @@ def _shown(lines: bytes) -> bytes:
 def _plain(value: Any) -> str:
     if isinstance(value, str):
         return value
-    return orjson.dumps(value).decode() if isinstance(value, dict | list) else str(value)
+    if not isinstance(value, dict | list):
+        return str(value)
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # nested deeper than anybody writes
+        return "{…}"
 
 
 def _cell(value: Any) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
-from ..errors import PositionInvalid
 from ..storage.files import Files
 from ..storage.layout import Position
 from .app import POSITION_FILE, Ended
@@ -29,14 +29,28 @@ class PositionFile:
     def read(self) -> Position | None:
         """The position in the file; None where there is no file yet."""
         try:
-            with self._path.open("rb") as file:
-                text = file.read(_BYTES).decode("ascii").strip()
-            self._reached = self._written = Position.parse(text)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, PositionInvalid) as error:
+            directory = self._files.open_directory(str(self._path.parent))
+            try:
+                content = self._content(directory)
+            finally:
+                os.close(directory)
+            if content is not None:
+                self._reached = self._written = Position.parse(content.decode("ascii").strip())
+        except (OSError, ValueError) as error:
             raise Ended(f"the position file {self._path} cannot be used: {error}", POSITION_FILE) from None
         return self._reached
+
+    def _content(self, directory: int) -> bytes | None:
+        try:
+            fd = self._files.open_read(directory, self._path.name)
+        except FileNotFoundError:
+            return None
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise ValueError("it is no regular file")
+            return os.pread(fd, _BYTES, 0)
+        finally:
+            os.close(fd)
 
     def reached(self, position: Position, *, written: bool = True) -> None:
         """Everything up to this position was printed (`written`: and flushed)."""

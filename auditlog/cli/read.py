@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from ..errors import CorruptEntry
 from ..query.filters import Filter
 from ..query.reader import AuditReader
 from ..storage.days import load_zone
@@ -150,14 +151,11 @@ class _Reading:
 
     def _entries(self) -> Iterable[Entry]:
         limit, order = self.options["limit"], self.options["order"]
+        if self.positions:  # it moves with what is passed over, too: see _is_wanted
+            return self.reader.read(self.start, self.end, after=self.after)
         if order == "time":
             return self.reader.read(
-                self.start,
-                self.end,
-                where=self.where,
-                newest_first=self.reverse,
-                limit=limit,
-                after=self.after,
+                self.start, self.end, where=self.where, newest_first=self.reverse, limit=limit
             )
         return self._ordered(self.reader.read(self.start, self.end, where=self.where), order, limit)
 
@@ -166,7 +164,9 @@ class _Reading:
         assert give is not None
 
         def key(entry: Entry) -> tuple[str, Position]:
-            return str(give(entry)), entry.position
+            value = str(give(entry))
+            entry._record = None  # many entries are held, and decoded they are larger
+            return value, entry.position
 
         if limit is not None:
             choose = heapq.nlargest if self.reverse else heapq.nsmallest
@@ -176,29 +176,49 @@ class _Reading:
             raise Ended(f"there are over {MOST_ORDERED:,} entries to order; say with -n how many you want", 1)
         return sorted(ordered, key=key, reverse=self.reverse)
 
+    def _is_wanted(self, entry: Entry) -> bool:
+        """Does the filter choose it, where the reader did not ask?"""
+        if not self.positions or self.where is None:
+            return True
+        try:
+            return self.where.matches(entry.record)
+        except CorruptEntry as error:
+            self._note_damage(CorruptLine(entry.position, b"", len(entry.line), error.reason))
+            return False
+
     def _print(self, entries: Iterable[Entry]) -> None:
+        left = self.options["limit"]
         flushed = time.monotonic()
-        for entry in entries:
-            self.output.write(entry)
+        for entry in entries if left != 0 else ():
+            if self._is_wanted(entry):
+                self.output.write(entry)
+                left = None if left is None else left - 1
             if self.positions:
                 self.positions.reached(entry.position, written=False)
                 if time.monotonic() > flushed + FLUSH_SECONDS:
                     self.out.flush()
                     self.positions.write()
                     flushed = time.monotonic()
+            if left == 0:
+                break
 
     def _follow(self) -> None:
-        limit = self.options["limit"]
-        with self.reader.follow(self.start, after=self.after, where=self.where) as follower:
+        left = self.options["limit"]
+        where = None if self.positions else self.where
+        with self.reader.follow(self.start, after=self.after, where=where) as follower:
             if self.positions:
                 self.positions.reached(follower.position)
             try:
-                for entry in islice(follower, limit):
-                    self.output.write(entry)
-                    self.out.flush()
+                for entry in follower if left != 0 else ():
+                    if self._is_wanted(entry):
+                        self.output.write(entry)
+                        self.out.flush()
+                        left = None if left is None else left - 1
                     if self.positions:
                         # All that is at hand is printed first: writing the file takes longer.
                         self.positions.reached(entry.position, written=not follower.at_hand)
+                    if left == 0:
+                        break
             except KeyboardInterrupt:  # the way to end it
                 pass
 
@@ -222,11 +242,13 @@ class _Reading:
             return Lines(self.out)
         if form == "json":
             return Json(self.out)
-        chosen = names.split(",") if names else (CSV_FIELDS if form == "csv" else TABLE_FIELDS)
+        chosen: Sequence[str] = CSV_FIELDS if form == "csv" else TABLE_FIELDS
+        if names:
+            chosen = [name.strip() for name in names.split(",")]
         zone = load_zone("UTC")[1] if options["utc"] else None
         give = []
         for name in chosen:
-            found = fields.field(name.strip(), zone)
+            found = fields.field(name, zone)
             if found is None:
                 known = ", ".join(fields.NAMES)
                 raise click.UsageError(f"{visible(name)!r} is no field; there are {known}, and paths")

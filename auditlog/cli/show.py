@@ -10,7 +10,7 @@ import orjson
 
 from ..errors import CorruptEntry
 from ..query.reader import AuditReader
-from ..storage.entry import CorruptLine, Entry
+from ..storage.entry import Entry
 from ..storage.layout import Position
 from .app import INVALID, Ended, directory_option
 from .text import visible, visible_json
@@ -37,8 +37,7 @@ def command(directory: str, position: str, context: int) -> None:
         at = Position.parse(position)
     except ValueError as error:
         raise Ended(str(error), INVALID) from None
-    damage: list[CorruptLine] = []
-    reader = AuditReader(directory, on_corrupt=damage.append)
+    reader = AuditReader(directory, on_corrupt=lambda line: None)  # it is no news in a context
     before = list(islice(reader.read(after=at, newest_first=True), context))
     entry = reader.at(at)
     for earlier in reversed(before):
@@ -60,7 +59,14 @@ def _print_line(entry: Entry) -> None:
 
 def _print_whole(entry: Entry) -> None:
     try:
-        text = orjson.dumps(entry.record, option=orjson.OPT_INDENT_2).decode()
+        text = _indented(entry)
     except CorruptEntry as error:
         raise Ended(f"{error}\n{entry.line!r}", 1) from None
     click.echo(f"{entry.position}\n{visible_json(text) if sys.stdout.isatty() else text}")
+
+
+def _indented(entry: Entry) -> str:
+    try:
+        return orjson.dumps(entry.record, option=orjson.OPT_INDENT_2).decode()
+    except TypeError:  # nested deeper than anybody writes
+        return entry.line.decode(errors="replace").rstrip("\n")

@@ -14,7 +14,7 @@ from ..errors import CorruptEntry
 from ..events.records import session_of
 from ..query.reader import AuditReader
 from .app import TimesCommand, directory_option, end_argument, parse_bounds, start_argument
-from .text import fit, visible
+from .text import fit, visible, visible_json
 
 _BAR_COLUMNS = 30
 _TICK = 10_000  # entries between two looks at the progress bar
@@ -39,20 +39,18 @@ def command(directory: str, start: str, end: str, top: int, form: str) -> None:
       auditlog summary 2024-08-01 yesterday
       auditlog summary -o json 24h          everything counted, and no list cut
     """
-    damaged: list[object] = []
-    reader = AuditReader(directory, on_corrupt=damaged.append)
+    counted = _Counted()
+    reader = AuditReader(directory, on_corrupt=counted.note_damage)
     first, last = parse_bounds(reader, start, end)
-    counted = _count(reader, first, last)
+    _count(counted, reader, first, last)
+    damaged = counted.damaged
     if form == "json":
-        sys.stdout.buffer.write(
-            orjson.dumps(counted.as_json(len(damaged)), option=orjson.OPT_INDENT_2) + b"\n"
-        )
+        text = orjson.dumps(counted.as_json(), option=orjson.OPT_INDENT_2).decode()
+        click.echo(visible_json(text) if sys.stdout.isatty() else text)
     else:
         counted.print(top)
     if damaged:
-        click.echo(
-            f"auditlog: {len(damaged)} damaged lines were left out; auditlog doctor names them", err=True
-        )
+        click.echo(f"auditlog: {damaged} damaged lines were left out; auditlog doctor names them", err=True)
 
 
 class _Counted:
@@ -63,12 +61,17 @@ class _Counted:
         self.types: Counter[str] = Counter()
         self.actors: Counter[str] = Counter()
         self.resource_types: Counter[str] = Counter()
+        self.damaged = 0
 
-    def as_json(self, damaged: int) -> dict[str, Any]:
+    def note_damage(self, _line: object) -> None:
+        """A line could not be counted."""
+        self.damaged += 1
+
+    def as_json(self) -> dict[str, Any]:
         """Everything, for programs."""
         return {
             "entries": self.days.total(),
-            "damaged": damaged,
+            "damaged": self.damaged,
             "by_day": dict(sorted(self.days.items())),
             "by_type": dict(self.types.most_common()),
             "by_actor": dict(self.actors.most_common()),
@@ -84,8 +87,9 @@ class _Counted:
         _print_list("by resource type", self.resource_types.most_common(), top)
 
 
-def _count(reader: AuditReader, start: date | datetime | None, end: date | datetime | None) -> _Counted:
-    counted = _Counted()
+def _count(
+    counted: _Counted, reader: AuditReader, start: date | datetime | None, end: date | datetime | None
+) -> None:
     days, types, actors, resource_types = counted.days, counted.types, counted.actors, counted.resource_types
     hidden = not sys.stderr.isatty()
     with click.progressbar(
@@ -96,6 +100,7 @@ def _count(reader: AuditReader, start: date | datetime | None, end: date | datet
             try:
                 record = entry.record
             except CorruptEntry:
+                counted.damaged += 1
                 continue
             days[str(entry.day)] += 1
             types[_text(record.get("event_type"))] += 1
@@ -106,7 +111,6 @@ def _count(reader: AuditReader, start: date | datetime | None, end: date | datet
                 bar.update(read)
                 read = 0
         bar.update(read)
-    return counted
 
 
 def _text(value: Any) -> str:

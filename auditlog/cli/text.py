@@ -8,7 +8,8 @@ import unicodedata
 # Control characters, and those that hide or reorder what stands beside them.
 _unseen = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202f"
-    "\u205f-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
+    "\u205f-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff"
+    "\U00013430-\U00013438\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 
 
@@ -46,8 +47,12 @@ def fit(text: str, columns: int) -> str:
     """`text` in exactly so many columns: cut with an ellipsis, or padded."""
     if text.isascii():
         return text.ljust(columns) if len(text) <= columns else text[: columns - 1] + "…"
-    if (taken := width(text)) <= columns:
+    taken = at = 0
+    while at < len(text) and taken <= columns:
+        taken += width(text[at])
+        at += 1
+    if taken <= columns:
         return text + " " * (columns - taken)
-    while width(text) > columns - 1:
-        text = text[:-1]
-    return text + "…" + " " * (columns - 1 - width(text))
+    while width(text[:at]) > columns - 1:  # a few steps
+        at -= 1
+    return text[:at] + "…" + " " * (columns - 1 - width(text[:at]))

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Self
 
+from ..errors import PositionExpired
 from ..storage.entry import Entry
 from ..storage.layout import Position
 from ..storage.tail import Tail
@@ -33,7 +34,7 @@ class _Following:
         self._entries = tail.read()
         self._seen: deque[tuple[Position, Entry | None]] = deque()  # and not handed on yet
         self._pause = SHORTEST_PAUSE
-        self._closed = False
+        self._closed = self._released = False
         # Held during a look, which may be in a thread that nobody waits for any more (a task was
         # cancelled): no file is closed under it.
         self._looking = threading.Lock()
@@ -53,11 +54,21 @@ class _Following:
     def _look(self) -> float:
         """See what is there by now; return how long to wait before the next look."""
         with self._looking:
-            return 0.0 if self._closed else self._look_again()
+            try:
+                return 0.0 if self._closed else self._look_again()
+            finally:
+                if self._closed:  # meanwhile, by a signal handler or by what is told of damage
+                    self._release()
 
     def _look_again(self) -> float:
-        for entry in islice(self._entries, _BATCH):
-            self._seen.append((entry.position, entry if self._choose(entry) else None))
+        try:
+            for entry in islice(self._entries, _BATCH):
+                self._seen.append((entry.position, entry if self._choose(entry) else None))
+        except PositionExpired:
+            if not self._seen:
+                raise
+            self._entries = self._tail.read()  # which raises it again, once what was read is handed on
+            return 0.0
         if len(self._seen) == _BATCH:
             return 0.0
         self._entries = self._tail.read()
@@ -69,10 +80,18 @@ class _Following:
         return pause
 
     def _close(self) -> None:
-        with self._looking:
-            if not self._closed:
-                self._closed = True
-                self._tail.close()
+        self._closed = True
+        if self._looking.acquire(blocking=False):  # else whoever looks closes, and nobody waits for it
+            try:
+                self._release()
+            finally:
+                self._looking.release()
+
+    def _release(self) -> None:
+        if not self._released:
+            self._released = True
+            self._entries.close()
+            self._tail.close()
 
 
 class Follower(_Following, Iterator[Entry]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import date, tzinfo
 
 from ..errors import PositionExpired
@@ -43,8 +43,11 @@ class Tail:
     def begin_behind(self, position: Position, offset: int | None) -> None:
         """Read on behind a line that ends at `offset`; START has none."""
         self.position = position
-        if offset is not None and self._open(position.day):
-            self._offset = offset
+        if offset is None:
+            return
+        if not self._open(position.day):
+            raise PositionExpired(position, "its day is gone")  # swept just now
+        self._offset = offset
 
     def begin_behind_last(self, before: date) -> None:
         """Read on behind the last line of the days before that one."""
@@ -57,7 +60,7 @@ class Tail:
                 self.position = Position(day, start)
                 return
 
-    def read(self) -> Iterator[Entry]:
+    def read(self) -> Generator[Entry, None, None]:
         """The entries that are there by now.
 
         Raises PositionExpired where days were swept before they could be read.
@@ -65,15 +68,12 @@ class Tail:
         while True:
             if self._fd >= 0:
                 yield from self._read_on(newest=True)
-            following = self._following()
+            following = self._day if self._replaced() else self._following()
             if following is None:
-                if not self._replaced():
-                    return
-                following = self._day
+                return
             if self._fd >= 0:
                 # What was written until the following file was there; nothing is written behind it.
                 yield from self._read_on(newest=False)
-            assert following is not None
             if not self._open(following):
                 return
 
@@ -118,7 +118,8 @@ class Tail:
     def _eligible(self, behind: date) -> list[date]:
         """The days behind that one which writers have begun, oldest first."""
         latest = day_at(self._clock.time_ns(), self._zone) + ONE_DAY
-        return [day for day in self._directory.days() if behind < day <= latest]
+        newer = (day for day in self._directory.days() if behind < day <= latest)
+        return [day for day in newer if self._directory.has_file(day)]
 
     def _replaced(self) -> bool:
         """Is another file in the place of the one that is read?"""

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -196,6 +197,33 @@ def test_an_order_of_very_many_entries_asks_for_a_limit(run: Run, directory: Pat
     assert len(run("read", "--order-by-field", "resource_id", "-n", "5").stdout.splitlines()) == 5
 
 
+def test_a_value_that_looks_like_a_time_stays_a_value(run: Run, directory: Path) -> None:
+    write_day(directory, "2024-08-12", line(1, resource_id="-3d"))
+    assert ids(run("read", "--resource-id", "-3d").stdout) == ["-3d"]
+
+
+def test_entries_that_nobody_could_write_are_printed_all_the_same(run: Run, directory: Path) -> None:
+    deep = (
+        b'{"resource_type":' + b"[" * 900 + b"]" * 900 + b',"event_data":' + b"[" * 300 + b"]" * 300 + b"}\n"
+    )
+    wide = line(1, resource_id="\u00e9" + "x" * 200_000)
+    write_day(directory, "2024-08-12", deep + wide)
+    for arguments in (
+        ["-o", "table"],
+        ["-o", "csv", "--fields", "event_data,resource_type"],
+        ["--order-by-field", "resource_type"],
+    ):
+        done = run("read", *arguments)
+        assert (done.returncode, done.stderr) == (0, ""), arguments
+    assert run("show", "2024-08-12:0").returncode == 0
+
+
+def test_a_closed_output_is_no_reason_to_fail(directory: Path, log: AuditLogger) -> None:
+    command = f"exec {sys.executable} -m auditlog read --audit-log-dir {directory} >&-"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 HOSTILE = "x\x1b[31m\u202etxt.exe\u200b\x9b"
 
 
@@ -368,6 +396,24 @@ class TestPositionFile:
             assert run("read", "--position-file", position, *arguments).stdout == ""
         log.create("T", "new")
         assert ids(run("read", "--position-file", position).stdout) == ["new"]
+
+    def test_it_moves_with_what_a_filter_passes_over(
+        self, run: Run, log: AuditLogger, tmp_path: Path
+    ) -> None:
+        position = tmp_path / "position"
+        arguments = "--position-file", position, "--resource-id", "cluster-11"
+        assert ids(run("read", *arguments).stdout) == ["cluster-11"]
+        assert position.read_text().startswith("2024-08-13:")
+        position.unlink()
+        assert ids(run("read", *arguments, "-n", "1").stdout) == ["cluster-11"]
+        assert position.read_text() == "2024-08-11:0\n"
+
+    @pytest.mark.parametrize("place", [os.mkfifo, Path.mkdir, lambda path: path.write_text("")])
+    def test_what_is_no_position_file_is_status_12(
+        self, run: Run, log: AuditLogger, tmp_path: Path, place: Callable[[Path], object]
+    ) -> None:
+        place(tmp_path / "position")
+        assert run("read", "--position-file", tmp_path / "position").returncode in (2, 12)
 
     def test_one_that_is_none_is_status_12_and_left_alone(
         self, run: Run, log: AuditLogger, tmp_path: Path

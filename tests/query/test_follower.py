@@ -197,6 +197,56 @@ def test_a_replaced_file_is_read_to_its_end_and_then_the_new_one(
         assert set(following.ids) == {"1", "2", "3"}
 
 
+def test_a_replaced_file_is_read_too_where_the_next_day_has_begun_meanwhile(
+    directory: Path, clock: FixedClock
+) -> None:
+    path = write_day(directory, "2024-08-12", line(0))
+    with AuditReader(directory, clock=clock).follow(after=Position.START) as follower:
+        assert next(follower).record["resource_id"] == "0"
+        path.unlink()
+        write_day(directory, "2024-08-12", line(1) + line(2))
+        write_day(directory, "2024-08-13", line(3))
+        assert [entry.record["resource_id"] for entry in islice(follower, 3)] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("stray", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("elsewhere")])
+def test_what_is_no_file_in_a_days_place_is_passed_over(
+    directory: Path, clock: FixedClock, stray: Callable[[Path], None]
+) -> None:
+    write_day(directory, "2024-08-11", line(1))
+    stray(directory / "2024-08-12.jsonlog")
+    write_day(directory, "2024-08-13", line(2))
+    with AuditReader(directory, clock=clock).follow(after=Position.START) as follower:
+        assert [entry.record["resource_id"] for entry in islice(follower, 2)] == ["1", "2"]
+
+
+def test_what_was_read_comes_before_the_news_that_days_were_missed(
+    directory: Path, log: AuditLogger, clock: FixedClock
+) -> None:
+    log.create("T", "0")
+    follower = AuditReader(directory, clock=clock).follow(after=Position.START)
+    assert next(follower).record["resource_id"] == "0"
+    for number in range(1, 10):
+        log.create("T", str(number))
+    for _ in range(3):
+        clock.advance(DAY)
+        log.create("T", "missed")
+    RetentionSweeper(directory, Retention(days=1), clock=clock).sweep()
+    assert [next(follower).record["resource_id"] for _ in range(9)] == [
+        str(number) for number in range(1, 10)
+    ]
+    with pytest.raises(PositionExpired):
+        next(follower)
+    follower.close()
+
+
+def test_it_can_be_closed_by_what_is_told_of_damage(directory: Path, clock: FixedClock) -> None:
+    write_day(directory, "2024-08-12", line(1) + b"torn\n" + line(2))
+    reader = AuditReader(directory, on_corrupt=lambda _: follower.close(), clock=clock)
+    follower = reader.follow(after=Position.START)
+    assert [entry.record["resource_id"] for entry in follower] == []
+
+
 def test_a_truncated_file_is_read_on_and_told(
     directory: Path, log: AuditLogger, clock: FixedClock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -275,7 +325,7 @@ def test_it_ends_when_it_is_told_to_and_closes_its_files(directory: Path, log: A
     with AuditReader(directory).follow(after=Position.START) as follower:
         assert next(follower).record["resource_id"] == "1"
     assert list(follower) == []
-    assert open_files() == before
+    assert open_files() == before, "closed, not only given up"
 
 
 def test_of_many_events_each_match_comes_once_and_in_order(directory: Path, long: bool) -> None:
