@@ -77,6 +77,7 @@ class SweepJob:
     def run(self) -> float:
         """Sweep once; return the seconds until the next run."""
         drift_ns = self._clock.time_ns() - self._clock.boottime_ns() - self._offset_ns
+        report = self.status.report
         try:
             if abs(drift_ns) > LONGEST_DRIFT_NS:
                 raise RuntimeError(
@@ -84,14 +85,12 @@ class SweepJob:
                     "set the clock right, or restart the process to confirm it"
                 )
             report = self._sweeper.sweep()
-            failed = [f"{day} could not be removed: {reason}" for day, reason in report.failed]
-            for failure in failed:
-                log.warning("retention sweep: %s", failure)
-            self.status = RetentionStatus(report, "; ".join(failed))
-        except Exception as error:
-            if self.status.error != str(error):  # once, not every hour
-                log.warning("retention sweep: %s", error)
-            self.status = RetentionStatus(self.status.report, str(error))
+            error = "; ".join(f"{day} could not be removed: {reason}" for day, reason in report.failed)
+        except Exception as raised:
+            error = str(raised)
+        if error and error != self.status.error:  # once, not every minute
+            log.warning("retention sweep: %s", error)
+        self.status = RetentionStatus(report, error)
         if self.status.error:
             return RETRY_PAUSE
         now_ns = self._clock.time_ns()
