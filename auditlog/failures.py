@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from .errors import InvalidSetting
+from .events.records import is_event_type
 
 Choice = Literal["raise", "drop"]
 
 OTHERS = "*"
 _CHOICES = ("raise", "drop")
-_event_type = re.compile(r"\*|[a-z][a-z0-9_]*").fullmatch
 
 
 class OnFailure:
@@ -26,7 +25,8 @@ class OnFailure:
     def __init__(self, choice: Choice | Mapping[str, Choice]) -> None:
         by_type = choice if isinstance(choice, Mapping) else {OTHERS: choice}
         for event_type, what in by_type.items():
-            if what not in _CHOICES or not isinstance(event_type, str) or not _event_type(event_type):
+            is_type = isinstance(event_type, str) and (event_type == OTHERS or is_event_type(event_type))
+            if what not in _CHOICES or not is_type:
                 reason = 'must be "raise" or "drop", or a dict of event types to these ("*": all others)'
                 raise InvalidSetting("on_failure", choice, reason)
         self._by_type = dict(by_type)

@@ -53,8 +53,8 @@ def moment_of(record: Mapping[str, Any], zone: tzinfo | None) -> datetime | None
 
 def resource_of(record: Mapping[str, Any]) -> str:
     """The resource of a record: its short type and its id."""
-    kind = _text(record.get("resource_type")).partition(".")[0]
-    return f"{kind}/{_text(record.get('resource_id'))}".strip("/")
+    kind = text_of(record.get("resource_type")).partition(".")[0]
+    return f"{kind}/{text_of(record.get('resource_id'))}".strip("/")
 
 
 def summary_of(record: Mapping[str, Any]) -> str:
@@ -73,7 +73,8 @@ def summary_of(record: Mapping[str, Any]) -> str:
     return " ".join(words)[:_LONGEST_SUMMARY]
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A stored string; "" for anything else that stands in its place."""
     return value if isinstance(value, str) else ""
 
 
@@ -95,16 +96,16 @@ def _at(record: Any, path: list[str]) -> Any:
 
 _FIELDS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "event_ts": lambda record: record.get("event_ts", 0),
-    "type": lambda record: _text(record.get("event_type")),
-    "event_type": lambda record: _text(record.get("event_type")),
+    "type": lambda record: text_of(record.get("event_type")),
+    "event_type": lambda record: text_of(record.get("event_type")),
     "resource": resource_of,
-    "resource_type": lambda record: _text(record.get("resource_type")),
-    "resource_id": lambda record: _text(record.get("resource_id")),
+    "resource_type": lambda record: text_of(record.get("resource_type")),
+    "resource_id": lambda record: text_of(record.get("resource_id")),
     "cluster_id": cluster_of,
-    "actor": lambda record: _text(session_of(record).get("email")),
-    "address": lambda record: _text(session_of(record).get("ip_address")),
-    "role": lambda record: _text(session_of(record).get("role")),
-    "user_agent": lambda record: _text(session_of(record).get("user_agent")),
+    "actor": lambda record: text_of(session_of(record).get("email")),
+    "address": lambda record: text_of(session_of(record).get("ip_address")),
+    "role": lambda record: text_of(session_of(record).get("role")),
+    "user_agent": lambda record: text_of(session_of(record).get("user_agent")),
     "summary": summary_of,
 }
 NAMES = ("time", *_FIELDS, "position")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..storage.files import Files
@@ -29,16 +31,21 @@ class PositionFile:
     def read(self) -> Position | None:
         """The position in the file; None where there is no file yet."""
         try:
-            directory = self._files.open_directory(str(self._path.parent))
-            try:
+            with self._directory() as directory:
                 content = self._content(directory)
-            finally:
-                os.close(directory)
             if content is not None:
                 self._reached = self._written = Position.parse(content.decode("ascii").strip())
         except (OSError, ValueError) as error:
             raise Ended(f"the position file {self._path} cannot be used: {error}", POSITION_FILE) from None
         return self._reached
+
+    @contextmanager
+    def _directory(self) -> Iterator[int]:
+        directory = self._files.open_directory(str(self._path.parent))
+        try:
+            yield directory
+        finally:
+            os.close(directory)
 
     def _content(self, directory: int) -> bytes | None:
         try:
@@ -63,15 +70,8 @@ class PositionFile:
         if self._reached is None or self._reached == self._written:
             return
         try:
-            directory = self._files.open_directory(str(self._path.parent))
-            try:
+            with self._directory() as directory:
                 self._files.replace(directory, self._path.name, f"{self._reached}\n".encode())
-            finally:
-                os.close(directory)
         except OSError as error:
             raise Ended(f"the position file {self._path} cannot be written: {error}", POSITION_FILE) from None
         self._written = self._reached
-
-    def end(self) -> None:
-        """The run ends, and has flushed all."""
-        self.write()

@@ -128,18 +128,14 @@ class _Reading:
         self.output.end()
         self.out.flush()
         if self.positions:
-            self.positions.end()
+            self.positions.write()
         if self.damaged:
             click.echo(f"auditlog: {self.damaged} damaged lines were left out", err=True)
 
     def _is_raw(self) -> bool:
         """Are the stored lines wanted as they stand in the files, all of them?"""
-        options = self.options
         by_time = isinstance(self.start, datetime) or isinstance(self.end, datetime)
-        chosen = self.where is not None or by_time or options["limit"] is not None
-        return (
-            isinstance(self.output, Lines) and not chosen and not self.reverse and options["order"] == "time"
-        )
+        return self.where is None and not by_time and self.options["limit"] is None and not self.reverse
 
     def _copy(self) -> None:
         assert isinstance(self.output, Lines)
@@ -186,39 +182,38 @@ class _Reading:
             self._note_damage(CorruptLine(entry.position, b"", len(entry.line), error.reason))
             return False
 
-    def _print(self, entries: Iterable[Entry]) -> None:
+    def _printed(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        """Print those that are wanted, up to the limit; gives each entry that is passed by then."""
         left = self.options["limit"]
-        flushed = time.monotonic()
         for entry in entries if left != 0 else ():
             if self._is_wanted(entry):
                 self.output.write(entry)
                 left = None if left is None else left - 1
+            yield entry
+            if left == 0:
+                return
+
+    def _print(self, entries: Iterable[Entry]) -> None:
+        flushed = time.monotonic()
+        for entry in self._printed(entries):
             if self.positions:
                 self.positions.reached(entry.position, written=False)
                 if time.monotonic() > flushed + FLUSH_SECONDS:
                     self.out.flush()
                     self.positions.write()
                     flushed = time.monotonic()
-            if left == 0:
-                break
 
     def _follow(self) -> None:
-        left = self.options["limit"]
         where = None if self.positions else self.where
         with self.reader.follow(self.start, after=self.after, where=where) as follower:
             if self.positions:
                 self.positions.reached(follower.position)
             try:
-                for entry in follower if left != 0 else ():
-                    if self._is_wanted(entry):
-                        self.output.write(entry)
-                        self.out.flush()
-                        left = None if left is None else left - 1
+                for entry in self._printed(follower):
+                    self.out.flush()
                     if self.positions:
                         # All that is at hand is printed first: writing the file takes longer.
                         self.positions.reached(entry.position, written=not follower.at_hand)
-                    if left == 0:
-                        break
             except KeyboardInterrupt:  # the way to end it
                 pass
 

@@ -14,6 +14,7 @@ from ..errors import CorruptEntry
 from ..events.records import session_of
 from ..query.reader import AuditReader
 from .app import TimesCommand, directory_option, end_argument, parse_bounds, start_argument
+from .fields import text_of
 from .text import fit, visible, visible_json
 
 _BAR_COLUMNS = 30
@@ -103,18 +104,14 @@ def _count(
                 counted.damaged += 1
                 continue
             days[str(entry.day)] += 1
-            types[_text(record.get("event_type"))] += 1
-            actors[_text(session_of(record).get("email"))] += 1
-            resource_types[_text(record.get("resource_type"))] += 1
+            types[text_of(record.get("event_type"))] += 1
+            actors[text_of(session_of(record).get("email"))] += 1
+            resource_types[text_of(record.get("resource_type"))] += 1
             read += len(entry.line)
             if number % _TICK == 0:
                 bar.update(read)
                 read = 0
         bar.update(read)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
 
 
 def _print_list(title: str, rows: list[tuple[str, int]], top: int | None) -> None:

@@ -10,7 +10,6 @@ brackets), the data is walked value by value (values.canonical), which names the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from typing import Any
@@ -22,14 +21,13 @@ from ..errors import InvalidEvent
 from .limit import DEFAULT_MAX_LINE_BYTES, fit
 from .model import PAYLOADS, Event, EventData, Session
 from .payloads import Model, fields_of, invalid
-from .records import decode_record
+from .records import decode_record, is_event_type
 from .redact import Redactor
 from .values import MAX_DEPTH, canonical, plain
 
 TS_DIGITS = 13  # of a time in milliseconds, until the year 2286
 
 _OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
-_event_type = re.compile("[a-z][a-z0-9_]*").fullmatch
 _rank = {name: rank for rank, name in enumerate(PAYLOADS) if name != "audit"}
 
 _absent = object()
@@ -177,7 +175,7 @@ def _kind(event_type: str, resource_type: str) -> bytes:
     """The start of a line, which few combinations of types share."""
     if not isinstance(resource_type, str):
         raise TypeError("resource_type")
-    if not _event_type(event_type):
+    if not is_event_type(event_type):
         raise InvalidEvent("event_type", "must be lower-case letters, digits and _, as in k8s_access")
     head = b'{"event_type":"%b"' % event_type.encode()
     if resource_type:

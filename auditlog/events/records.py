@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import orjson
+
+is_event_type = re.compile("[a-z][a-z0-9_]*").fullmatch
 
 
 def decode_record(line: bytes) -> dict[str, Any]:
