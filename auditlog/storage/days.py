@@ -56,7 +56,7 @@ def load_zone(name: str) -> tuple[str, tzinfo]:
     except (ValueError, TypeError, OSError):  # ZoneInfoNotFoundError is a KeyError
         reason = "is no zone name"
     except KeyError:
-        reason = "is not in this machine's time zone data"
+        reason = "is not in this machine's time zone data (`pip install tzdata` brings some)"
     raise InvalidSetting("timezone", name, f'{reason}; use an IANA name such as "Europe/Berlin"')
 
 
