@@ -14,6 +14,7 @@ if sys.platform == "win32":
 
 if TYPE_CHECKING:
     from .background import RetentionStatus as RetentionStatus
+    from .errors import AccessDenied as AccessDenied
     from .errors import AuditLogError as AuditLogError
     from .errors import CorruptEntry as CorruptEntry
     from .errors import DirectoryError as DirectoryError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .events.model import EventData as EventData
     from .events.model import EventType as EventType
     from .events.model import Session as Session
+    from .events.model import denied as denied
     from .events.payloads import AccessPolicy as AccessPolicy
     from .events.payloads import AuditFacts as AuditFacts
     from .events.payloads import AuditLogAccess as AuditLogAccess
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from .events.payloads import TalosAccess as TalosAccess
     from .health import Stats as Stats
     from .logger import AuditLogger as AuditLogger
+    from .query.access import AuditedReader as AuditedReader
     from .query.filters import Filter as Filter
     from .query.follower import AsyncFollower as AsyncFollower
     from .query.follower import Follower as Follower
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "background": ("RetentionStatus",),
     "errors": (
+        "AccessDenied",
         "AuditLogError",
         "CorruptEntry",
         "DirectoryError",
@@ -83,7 +87,7 @@ _HOMES = {
         "SyncFailed",
         "WriteFailed",
     ),
-    "events.model": ("Event", "EventData", "EventType", "Session"),
+    "events.model": ("Event", "EventData", "EventType", "Session", "denied"),
     "events.payloads": (
         "AccessPolicy",
         "AuditFacts",
@@ -102,6 +106,7 @@ _HOMES = {
     ),
     "health": ("Stats",),
     "logger": ("AuditLogger",),
+    "query.access": ("AuditedReader",),
     "query.filters": ("Filter",),
     "query.follower": ("AsyncFollower", "Follower"),
     "query.reader": ("AuditReader",),

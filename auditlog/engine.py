@@ -9,10 +9,11 @@ from datetime import UTC, datetime, tzinfo
 from typing import Literal
 
 from .background import Periodic, RetentionStatus, SweepJob
-from .capture.session import bound
+from .capture.session import bound, note_denial
+from .coalescing import COALESCED, Coalescer
 from .committing import Append, Committer, GroupCommit
 from .errors import AuditLogError, DirectoryError, InvalidEvent, SyncFailed, WriteFailed
-from .events.codec import Encoded, encode, encode_event, encode_session
+from .events.codec import Encoded, encode, encode_event, encode_session, with_request_id
 from .events.model import Event, EventType, Session
 from .events.redact import Redactor
 from .failures import Failures, OnFailure
@@ -27,6 +28,7 @@ from .storage.writer import Writer
 _DAY_MS = 86_400_000
 _SHORTEST_GAP_PAUSE, _LONGEST_GAP_PAUSE = 1.0, 60.0
 _CHECK_TIMEOUT = 1.0
+_LONGEST_COALESCE_PAUSE = 1.0
 
 log = logging.getLogger("auditlog")
 
@@ -38,6 +40,7 @@ class Settings:
     fsync: Literal["always", "interval", "never"]
     fsync_interval: float
     on_failure: OnFailure
+    coalesce: float
     redactor: Redactor
     retention: Retention | None
     zone_name: str
@@ -58,6 +61,8 @@ class Engine(forking.Forkable):
         self.settings = settings
         self._redactor = settings.redactor
         self._may_drop = settings.on_failure.may_drop
+        self._coalesced = COALESCED if settings.coalesce else frozenset()
+        self._needs_time = self._may_drop or bool(self._coalesced)
         self._internal = encode_session(Session(user_agent=settings.internal_agent))
         self._max_line_bytes = settings.max_line_bytes
         self.writer = Writer(
@@ -84,6 +89,8 @@ class Engine(forking.Forkable):
     def _begin(self) -> None:
         """The state of a process that has recorded nothing yet."""
         self._failures = Failures()
+        self._untold = 0  # repeats that were last found untold
+        self._coalescer = Coalescer(round(self.settings.coalesce * 1000))
         self._sync_error = ""
         self._gap_pause = _SHORTEST_GAP_PAUSE
         self._background: list[Periodic] = []
@@ -109,21 +116,30 @@ class Engine(forking.Forkable):
         self, event_type: str, resource_type: str, resource_id: str, data: dict[str, object]
     ) -> Position | None:
         """Write one event of the bound session; see AuditLogger for what is raised."""
-        began_ms = self._now_ms() if self._may_drop else 0
+        began_ms = self._now_ms() if self._needs_time else 0
+        session, request_id = self._bound_session()
+        if request_id:
+            data = with_request_id(data, request_id)
         data = self._redactor.details(data)
-        session = self._bound_session()
         event = encode(event_type, resource_type, resource_id, data, session, self._max_line_bytes)
-        try:
-            return self._append((event,))[0]
-        except WriteFailed as error:
-            self._give_up(error, (event_type,), began_ms)
-            return None
+        return self._write_one(event_type, event, began_ms, request_id)
+
+    def write(self, event: Event) -> Position | None:
+        """Write a typed event."""
+        began_ms = self._now_ms()
+        session, request_id = self._bound_session()
+        encoded = self._encode(event, session, request_id, began_ms)
+        position = self._write_one(event.event_type, encoded, began_ms, request_id)
+        if event.event_type == EventType.ACCESS_DENIED:
+            note_denial()
+        return position
 
     def write_many(self, events: Iterable[Event]) -> list[Position]:
         """Write typed events, all of them checked before the first."""
         events = list(events)
         began_ms = self._now_ms()
-        encoded = self._encode(events, began_ms)
+        session, request_id = self._bound_session()
+        encoded = [self._encode(event, session, request_id, began_ms) for event in events]
         try:
             return self._append(encoded) if encoded else []
         except WriteFailed as error:
@@ -133,7 +149,11 @@ class Engine(forking.Forkable):
     async def awrite(self, event: Event) -> Position | None:
         """Write an event without blocking the loop: it is checked here, and written elsewhere."""
         began_ms = self._now_ms()
-        (encoded,) = self._encode((event,), began_ms)
+        session, request_id = self._bound_session()
+        encoded = self._encode(event, session, request_id, began_ms)
+        key = self._coalescer.key(encoded, request_id) if event.event_type in self._coalesced else b""
+        if key and (known := self._coalescer.repeat(key, began_ms)):
+            return known
 
         def unheard(error: WriteFailed) -> None:
             try:
@@ -142,30 +162,46 @@ class Engine(forking.Forkable):
                 log.error("an event whose task was cancelled is not there: %s", error)
 
         try:
-            return await self._committer.submit(encoded, unheard)
+            position = await self._committer.submit(encoded, unheard)
         except WriteFailed as error:
             self._give_up(error, (event.event_type,), began_ms)
             return None
+        if key:
+            self._coalescer.opened(key, encoded, position, began_ms)
+        if event.event_type == EventType.ACCESS_DENIED:
+            note_denial()
+        return position
 
-    def _encode(self, events: Sequence[Event], now_ms: int) -> list[Encoded]:
-        session = self._bound_session()
-        latest = now_ms + _DAY_MS
-        encoded = []
-        for event in events:
-            if not isinstance(event, Event):
-                raise InvalidEvent("event", f"must be an Event, not {type(event).__name__}")
-            encoded.append(encode_event(event, session, self._max_line_bytes, self._redactor))
-            if event.event_ts > latest:
-                raise InvalidEvent("event_ts", "is more than a day ahead of the clock")
+    def _write_one(
+        self, event_type: str, encoded: Encoded, began_ms: int, request_id: str
+    ) -> Position | None:
+        key = self._coalescer.key(encoded, request_id) if event_type in self._coalesced else b""
+        if key and (known := self._coalescer.repeat(key, began_ms)):
+            return known
+        try:
+            position = self._append((encoded,))[0]
+        except WriteFailed as error:
+            self._give_up(error, (event_type,), began_ms)
+            return None
+        if key:
+            self._coalescer.opened(key, encoded, position, began_ms)
+        return position
+
+    def _encode(self, event: Event, session: bytes, request_id: str, now_ms: int) -> Encoded:
+        if not isinstance(event, Event):
+            raise InvalidEvent("event", f"must be an Event, not {type(event).__name__}")
+        encoded = encode_event(event, session, self._max_line_bytes, self._redactor, request_id)
+        if event.event_ts > now_ms + _DAY_MS:
+            raise InvalidEvent("event_ts", "is more than a day ahead of the clock")
         return encoded
 
-    def _bound_session(self) -> bytes:
+    def _bound_session(self) -> tuple[bytes, str]:
         here = bound()
         if here is None:
-            return self._internal
+            return self._internal, ""
         if here.extra or self._redactor.affects_sessions:
-            return encode_session(here.session, self._redactor)
-        return here.encoded
+            return encode_session(here.session, self._redactor), here.request_id
+        return here.encoded, here.request_id
 
     def _append_and_sync(self, events: Sequence[Encoded]) -> list[Position]:
         """Append events that may have nothing to do with each other, and bring them to the disk."""
@@ -201,20 +237,36 @@ class Engine(forking.Forkable):
         if gap is None:
             return _SHORTEST_GAP_PAUSE
         facts = {"lost": gap.lost, "first_ts": gap.first_ms, "last_ts": gap.last_ms}
-        try:
-            positions = self._append((encode(EventType.GAP, "", "", {"audit": facts}, self._internal),))
-        except WriteFailed as error:
-            self._failures.failed_with(error, 0, self._now_ms(), self.writer.appends)
-            if not error.positions:
-                self._failures.give_back(gap)
-                self._gap_pause = min(2 * self._gap_pause, _LONGEST_GAP_PAUSE)
-                return self._gap_pause
-            positions = list(error.positions)  # it stands there, as unsynced as what it tells of
-        log.warning(
-            "%s: %d events were dropped; the gap event at %s says so", self.path, gap.lost, *positions
-        )
+        position = self._append_own(encode(EventType.GAP, "", "", {"audit": facts}, self._internal))
+        if position is None:
+            self._failures.give_back(gap)
+            self._gap_pause = min(2 * self._gap_pause, _LONGEST_GAP_PAUSE)
+            return self._gap_pause
+        log.warning("%s: %d events were dropped; the gap event at %s says so", self.path, gap.lost, position)
         self._gap_pause = _SHORTEST_GAP_PAUSE
         return self._gap_pause
+
+    def _tell_repeats(self, *, end_all: bool = False) -> float:
+        """Write what the windows counted that have ended; return the seconds until another look."""
+
+        def write(event: Event) -> Position | None:
+            # Its secrets were replaced when the line was made that it repeats.
+            return self._append_own(encode_event(event, self._internal, self._max_line_bytes))
+
+        untold = self._coalescer.tell(self._now_ms(), write, end_all=end_all)
+        if untold and untold != self._untold:  # once, not every second
+            log.error("%s: %d repeated accesses could not be told", self.path, untold)
+        self._untold = untold
+        return min(self.settings.coalesce, _LONGEST_COALESCE_PAUSE)
+
+    def _append_own(self, event: Encoded) -> Position | None:
+        """Append an event about the log itself; None where it is not there, and must be told later."""
+        try:
+            return self._append((event,))[0]
+        except WriteFailed as error:
+            self._failures.failed_with(error, 0, self._now_ms(), self.writer.appends)
+            # Where only the sync failed it stands there, as unsynced as what it tells of.
+            return error.positions[0] if error.positions else None
 
     def _now_ms(self) -> int:
         return self.settings.clock.time_ns() // 1_000_000
@@ -293,6 +345,7 @@ class Engine(forking.Forkable):
         for job in self._background:
             job.stop()
         self._committer.close()
+        self._tell_repeats(end_all=True)
         self._tell_gap()
         self.writer.close()
 
@@ -325,6 +378,8 @@ class Engine(forking.Forkable):
             jobs["auditlog-sweep"] = self._sweep.run
         if settings.fsync == "interval":
             jobs["auditlog-sync"] = self._sync
+        if self._coalesced:
+            jobs["auditlog-coalesce"] = self._tell_repeats
         if self._may_drop:
             jobs["auditlog-gap"] = self._tell_gap
         self._background = [Periodic(name, job) for name, job in jobs.items()]

@@ -15,7 +15,8 @@
     ├── PositionError       a position cannot be resumed from
     │   ├── PositionExpired its day was swept: entries were missed
     │   └── PositionInvalid it is not the start of a line of this log
-    └── CorruptEntry        a stored line cannot be decoded
+    ├── CorruptEntry        a stored line cannot be decoded
+    └── AccessDenied        a session may not read the audit log (also a PermissionError)
 
 The constructor's arguments are the facts; each is an attribute, and the message is made from
 them. So an error survives pickling, and a program never has to parse a message.
@@ -176,3 +177,18 @@ class CorruptEntry(AuditLogError):
 
     def __str__(self) -> str:
         return f"the line at {self.position} is no event: {self.reason}; entry.line has its bytes"
+
+
+class AccessDenied(AuditLogError, PermissionError):
+    """The session's role may not read the audit log; that it was tried is recorded.
+
+    Answer with 403, or give the user one of `roles`.
+    """
+
+    def __init__(self, role: str, roles: tuple[str, ...]) -> None:
+        super().__init__(role, roles)
+        self.role, self.roles = role, roles
+
+    def __str__(self) -> str:
+        who = f"the role {self.role}" if self.role else "a session without a role"
+        return f"{who} may not read the audit log; it takes {' or '.join(self.roles)}"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, Self
 
 from .background import RetentionStatus
-from .errors import InvalidSetting
+from .errors import DirectoryError, InvalidSetting
 from .events.limit import DEFAULT_MAX_LINE_BYTES, MAX_LINE_BYTES, MIN_LINE_BYTES
 from .events.secrets import SecretNames
 from .failures import Choice, OnFailure
 from .health import Stats
+from .query.access import READER_ROLES
 from .storage.days import Clock, SystemClock, load_zone
 from .storage.files import Files
 from .storage.layout import Position
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from .capture.session import bind
     from .engine import Engine
     from .events.model import Event, Session
+    from .query.access import AuditedReader
+    from .storage.entry import CorruptLine
 
 _SHORTEST_KEY = 16  # bytes
 
@@ -45,6 +48,11 @@ class AuditLogger:
         logged, and as soon as writing works again a `gap` event tells how many events were lost
         between which times. Or a dict of event types to these, as in {"k8s_access": "drop"},
         where "*" stands for all other types. An InvalidEvent is always raised.
+    coalesce: how long (seconds or a timedelta) equal `k8s_access` and `talos_access` events are one: the
+        first is written at once, its repeats are counted, and a line at the end tells how many
+        they were, and when the first and the last. A crash costs that count. None (default): each
+        has its line. `write_many` never coalesces.
+    reader_roles: the roles that `reader_for` lets read (default: Admin and Auditor).
     redact: names and paths of secrets in events (`authorization`, `config_patch.data`,
         `*.password`), whose values are replaced by `[redacted]` before anything is encoded; see
         docs/security.md.
@@ -75,6 +83,8 @@ class AuditLogger:
         fsync: Literal["always", "interval", "never"] = "interval",
         fsync_interval: float | timedelta = 1.0,
         on_failure: Choice | Mapping[str, Choice] = "raise",
+        coalesce: float | timedelta | None = None,
+        reader_roles: Collection[str] = READER_ROLES,
         redact: Iterable[str] = (),
         redact_defaults: bool = True,
         hmac_key: bytes | None = None,
@@ -100,6 +110,10 @@ class AuditLogger:
             raise InvalidSetting(
                 "hmac_key", "[redacted]", f"must be at least {_SHORTEST_KEY} random bytes, or None"
             )
+        if isinstance(reader_roles, str) or not all(isinstance(role, str) and role for role in reader_roles):
+            raise InvalidSetting("reader_roles", reader_roles, "must be a collection of names of roles")
+        self._reader_roles = tuple(reader_roles)
+        window = 0.0 if coalesce is None else _seconds("coalesce", coalesce)
         interval = _seconds("fsync_interval", fsync_interval)
         timeout = _seconds("lock_timeout", lock_timeout)
         zone_name, zone = load_zone(timezone)
@@ -115,6 +129,7 @@ class AuditLogger:
             fsync=fsync,
             fsync_interval=interval,
             on_failure=may_be_lost,
+            coalesce=window,
             redactor=Redactor(secrets, hmac_key),
             retention=retention,
             zone_name=zone_name,
@@ -209,8 +224,7 @@ class AuditLogger:
 
     def write(self, event: Event) -> Position | None:
         """Write an event of any type. Its own session and `event_ts`, if it has any, are kept."""
-        positions = self.write_many((event,))
-        return positions[0] if positions else None
+        return None if self._engine is None else self._engine.write(event)
 
     async def awrite(self, event: Event) -> Position | None:
         """`write`, without blocking the event loop. When cancelled, the event may still be written.
@@ -227,6 +241,27 @@ class AuditLogger:
         all of them), those are what is returned.
         """
         return [] if self._engine is None else self._engine.write_many(events)
+
+    # ------------------------------------------------------------------ who reads it
+
+    def reader_for(
+        self, session: Session | None, *, on_corrupt: Callable[[CorruptLine], None] | None = None
+    ) -> AuditedReader:
+        """A reader for a session, each of whose reads is recorded. None is nobody.
+
+        `on_corrupt`: as in AuditReader. Raises AccessDenied where the session's role is not exactly
+        one of `reader_roles`: that is recorded, too. Raises DirectoryError where there is nothing
+        to read, as with a disabled logger, and what `write` raises.
+        """
+        from .query.access import AuditedReader, check_role
+        from .query.reader import AuditReader
+
+        session = check_role(session, self._reader_roles, self.write)
+        if self._engine is None:
+            raise DirectoryError("", "the audit log is disabled", "give the server a directory for it")
+        files, clock = self._engine.settings.files, self._engine.settings.clock
+        reader = AuditReader(self._engine.path, on_corrupt=on_corrupt, clock=clock, files=files)
+        return AuditedReader(reader, session, self.write)
 
     # ------------------------------------------------------------------ what is on the disk
 

@@ -22,6 +22,7 @@ LAYERS = [
     "storage",
     "query",
     "background",
+    "coalescing",
     "committing",
     "failures",
     "health",
@@ -99,6 +100,31 @@ def test_importing_the_package_loads_nothing_else() -> None:
 def test_importing_the_logger_loads_no_optional_package() -> None:
     optional = {"filelock", "dateutil", "asyncio", "click", "fastapi", "starlette", "httpx", "hypothesis"}
     assert not optional & loaded_after("from auditlog import AuditLogger, AuditReader")
+
+
+# What a module may import that the package does not bring.
+OPTIONAL = {
+    "capture.aiohttp": {"aiohttp"},
+    "capture.celery": {"celery", "itsdangerous"},
+    "capture.django": {"asgiref", "django"},
+    "capture.grpc": {"grpc"},
+    "capture.sqlalchemy": {"sqlalchemy"},
+    "capture.talos": {"grpc"},
+    "cli": {"click"},
+    "storage.blocks": {"stringzilla"},
+}
+BASE = {"dateutil", "filelock", "orjson", "pydantic", "pydantic_core"}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_module_imports_its_own_framework_and_no_other(module: str) -> None:
+    allowed = BASE | OPTIONAL.get(module, set()) | OPTIONAL.get(module.partition(".")[0], set())
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module or ""]
+        roots = {name.split(".")[0] for name in names}
+        assert roots <= sys.stdlib_module_names | allowed, f"{module} imports {roots}"
 
 
 def test_a_disabled_log_loads_no_pydantic() -> None:

@@ -27,6 +27,7 @@ EXAMPLES: dict[str, tuple[object, ...]] = {
     "PositionExpired": (Position.START, "its day is gone"),
     "PositionInvalid": (Position.START, "no line starts there"),
     "CorruptEntry": (Position.START, "it is no JSON"),
+    "AccessDenied": ("Reader", ("Admin", "Auditor")),
 }
 CLASSES = {name: value for name, value in vars(errors).items() if inspect.isclass(value) and name != "Any"}
 

@@ -1,5 +1,9 @@
-"""Who is acting: the session of the running code, bound to its context."""
+"""Who is acting, and what they do, without the server having to remember.
 
-from .session import bind, current, wrap
+Here is the session of the running code. The modules beside this one capture it from frameworks,
+and events from stores, proxies and loggers; each is imported by its name (docs/integrations.md).
+"""
 
-__all__ = ["bind", "current", "wrap"]
+from .session import bind, current, identify, wrap
+
+__all__ = ["bind", "current", "identify", "wrap"]

@@ -2,12 +2,15 @@
 
 Every thread and every asyncio task has a context of its own: concurrent requests never mix. A
 task inherits the session of the code that started it; a thread does not (see `wrap`).
+
+Two things can be bound: a session that is known (Bound), and that of a request (Pending), which
+is found when an event asks for it. By then authentication has run, wherever the server does it.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar, Token
 from functools import wraps
 from typing import ParamSpec, TypeVar, cast
@@ -15,6 +18,7 @@ from typing import ParamSpec, TypeVar, cast
 from ..errors import InvalidEvent
 from ..events.codec import encode_session
 from ..events.model import Session
+from ..events.payloads import fields_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -24,74 +28,216 @@ class Bound:
     """A session together with its encoded form, which all of its events share.
 
     `extra`: has it fields that the model does not know, in which secrets may be?
+    `request_id`: of the request in which the events happen, or "".
     """
 
-    __slots__ = ("encoded", "extra", "session")
+    __slots__ = ("encoded", "extra", "request_id", "session")
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, request_id: str = "") -> None:
         if not isinstance(session, Session):
             raise InvalidEvent("session", f"must be a Session, not {type(session).__name__}")
         self.session = session
+        self.request_id = request_id
         self.extra = bool(session.model_extra) or type(session) is not Session
         self.encoded = encode_session(session)
 
+    def described(self) -> Bound:
+        """Itself."""
+        return self
 
-_current: ContextVar[Bound | None] = ContextVar("auditlog.session", default=None)
+    def now(self) -> Bound:
+        """Itself: nothing is to be found."""
+        return self
 
-bound = _current.get
+
+class Pending:
+    """The session of a request: what its transport says, then who its server says it is.
+
+    `describe` gives what is known of any request, a session without an actor and the request's
+    id; it is called once, when the first event asks. `session_from` is asked for every event, so that
+    a login in the middle of a request counts from there on; what it gives adds to that, and wins.
+    """
+
+    __slots__ = ("_describe", "_described", "_found", "_identified", "_session_from", "denied")
+
+    def __init__(
+        self,
+        describe: Callable[[], tuple[Session, str]],
+        session_from: Callable[[], Session | None] | None = None,
+    ) -> None:
+        self.denied = False  # was an `access_denied` written?
+        self._describe = describe
+        self._session_from = session_from
+        self._described: Bound | None = None
+        self._identified: Session | None = None
+        # What was asked for and identified, and what came of both: replaced as one, for threads.
+        self._found: tuple[Session | None, Session | None, Bound] | None = None
+
+    def identify(self, session: Session, source: str = "identify") -> None:
+        """Add the fields of `session` that were given; they win over all others from now on.
+
+        Raises InvalidEvent where `source` gave no Session.
+        """
+        _check(session, source)
+        self._identified = _joined(self._identified, session)
+
+    def described(self) -> Bound:
+        """What is known of any request: a session without an actor, the request's id."""
+        if self._described is None:
+            self._described = Bound(*self._describe())
+        return self._described
+
+    def now(self) -> Bound:
+        """The session as far as it is known now. Raises what `session_from` raises."""
+        described = self.described()
+        asked = None
+        if self._session_from is not None:
+            with binding(described):  # an event that it writes does not ask again
+                asked = self._session_from()
+            if asked is not None:
+                _check(asked, "session_from")
+        identified = self._identified
+        if asked is None and identified is None:
+            return described
+        found = self._found
+        if found is None or found[0] != asked or found[1] is not identified:
+            session = described.session
+            for known in (asked, identified):
+                session = session if known is None else _joined(session, known)
+            found = self._found = (asked, identified, Bound(session, described.request_id))
+        return found[2]
+
+
+def _check(session: object, source: str) -> None:
+    if not isinstance(session, Session):
+        if isinstance(session, Coroutine):
+            session.close()  # else Python warns of it, wherever it is collected
+        reason = f"{source} must give a Session, not {type(session).__name__}"
+        raise InvalidEvent("session", reason)
+
+
+def _joined(base: Session | None, more: Session) -> Session:
+    if base is None:
+        return more
+    given = {name: value for name, value in fields_of(more).items() if name in more.model_fields_set}
+    return base.model_copy(update=given)
+
+
+_current: ContextVar[Bound | Pending | None] = ContextVar("auditlog.session", default=None)
+
+
+def bound() -> Bound | None:
+    """What is bound here, found if need be; None where nothing is."""
+    here = _current.get()
+    return None if here is None else here.now()
 
 
 def current() -> Session | None:
-    """The session that is bound here, or None."""
-    here = _current.get()
+    """The session that is bound here, as far as it is known by now, or None."""
+    here = bound()
     return None if here is None else here.session
 
 
-class bind:  # noqa: N801 - used as a function
-    """Bind a session for the length of a `with` block. Bindings nest.
+def identify(session: Session) -> None:
+    """Say who makes the request that is running: call it where authentication has succeeded.
 
-    Raises InvalidEvent where `session` is no Session or holds what cannot be written.
+    Fields of `session` that were given replace those that the request has so far; address, user
+    agent and all others stay. It counts for the whole request from now on, in every task and
+    thread of it, and for nothing else.
+
+    Raises InvalidEvent where no request is being captured here: add the capture of your framework
+    (docs/integrations.md), or bind the session with `bind` instead.
     """
+    here = _current.get()
+    if not isinstance(here, Pending):
+        reason = "no request is captured here; add the framework's middleware, or bind the session"
+        raise InvalidEvent("session", reason)
+    here.identify(session)
 
-    __slots__ = ("_bound", "_token")
 
-    def __init__(self, session: Session) -> None:
-        self._bound = Bound(session)
+def note_denial() -> None:
+    """An `access_denied` was written: whoever sees the refusal further out need not record it again."""
+    here = _current.get()
+    if isinstance(here, Pending):
+        here.denied = True
 
-    def __enter__(self) -> Session:
-        self._token: Token[Bound | None] = _current.set(self._bound)
-        return self._bound.session
+
+def is_denial_noted() -> bool:
+    """Was the refusal of the request that is running recorded already?"""
+    here = _current.get()
+    return isinstance(here, Pending) and here.denied
+
+
+class binding:  # noqa: N801 - used as a function
+    """Bind what is known of a session, or will be, for the length of a `with` block."""
+
+    __slots__ = ("_token", "_who")
+
+    def __init__(self, who: Bound | Pending | None) -> None:
+        self._who = who
+
+    def __enter__(self) -> object:
+        self._token: Token[Bound | Pending | None] = _current.set(self._who)
+        return self._who
 
     def __exit__(self, *exc_info: object) -> None:
         _current.reset(self._token)
 
 
+class stepping(binding):  # noqa: N801 - used as a function
+    """Bound for one step of a request after the other, and not in between.
+
+    Whatever a step leaves bound is bound again in the next one: a generator may hold a
+    `with audit.session(...)` open while the server sends what it gave.
+    """
+
+    __slots__ = ()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._who = _current.get()
+        super().__exit__(*exc_info)
+
+
+class bind(binding):  # noqa: N801 - used as a function
+    """Bind a session for the length of a `with` block, which it is given to. Bindings nest.
+
+    Events within a request keep the request's id.
+
+    Raises InvalidEvent where `session` is no Session or holds what cannot be written.
+    """
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: Session) -> None:
+        here = _current.get()
+        super().__init__(Bound(session, here.described().request_id if here else ""))
+        self._session = session
+
+    def __enter__(self) -> Session:
+        super().__enter__()
+        return self._session
+
+
 def wrap(function: Callable[P, R]) -> Callable[P, R]:
     """Return `function` with the session that is bound now, for a thread or an executor.
 
-    `executor.submit(wrap(task), ...)` writes with the session of the code that submitted it.
-    A coroutine function stays one.
+    `executor.submit(wrap(task), ...)` writes with the session of the code that submitted it, as it is
+    known at this moment. A coroutine function stays one.
     """
-    here = _current.get()
+    here = bound()
 
     if inspect.iscoroutinefunction(function):
 
         @wraps(function)
         async def carry_async(*args: P.args, **kwargs: P.kwargs) -> object:
-            token = _current.set(here)
-            try:
+            with binding(here):
                 return await function(*args, **kwargs)
-            finally:
-                _current.reset(token)
 
         return cast("Callable[P, R]", carry_async)
 
     @wraps(function)
     def carry(*args: P.args, **kwargs: P.kwargs) -> R:
-        token = _current.set(here)
-        try:
+        with binding(here):
             return function(*args, **kwargs)
-        finally:
-            _current.reset(token)
 
     return carry

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ..errors import InvalidEvent
 from .limit import DEFAULT_MAX_LINE_BYTES, fit
 from .model import PAYLOADS, Event, EventData, Session
-from .payloads import Model, fields_of, invalid
+from .payloads import AuditFacts, Model, fields_of, invalid
 from .records import decode_record, is_event_type
 from .redact import Redactor
 from .values import MAX_DEPTH, canonical, plain
@@ -98,10 +98,12 @@ def encode_event(
     session: bytes,
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
     redactor: Redactor | None = None,
+    request_id: str = "",
 ) -> Encoded:
     """Encode an Event; `session` (encoded) is used where the event brings none of its own.
 
-    `redactor` replaces the secrets of all that the event brings.
+    `redactor` replaces the secrets of all that the event brings. `request_id` is that of the
+    request which writes it; an event with its own time did not happen there.
     """
     if type(event.event_ts) is not int or event.event_ts < 0:
         raise InvalidEvent("event_ts", "must be milliseconds since the epoch")
@@ -109,6 +111,8 @@ def encode_event(
     known = {name: value for name, value in details.__dict__.items() if value is not None}
     known.pop("session", None)
     data = known | (details.model_extra or {})
+    if request_id and not event.event_ts:
+        data = with_request_id(data, request_id)
     if details.session is not None:
         session = encode_session(details.session, redactor)
     extra = event.model_extra or {}
@@ -127,6 +131,16 @@ def encode_event(
         extra,
         event.event_ts,
     )
+
+
+def with_request_id(data: dict[str, Any], request_id: str) -> dict[str, Any]:
+    """The details of an event with the id of the request in which it happens."""
+    facts = data.get("audit", {})
+    if isinstance(facts, AuditFacts):
+        facts = fields_of(facts)
+    if not isinstance(facts, dict) or facts.get("request_id"):
+        return data
+    return {**data, "audit": {**facts, "request_id": request_id}}
 
 
 def encode_session(session: Session, redactor: Redactor | None = None) -> bytes:

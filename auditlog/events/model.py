@@ -37,6 +37,7 @@ class EventType(StrEnum):
     K8S_ACCESS = "k8s_access"
     TALOS_ACCESS = "talos_access"
     AUDIT_LOG_ACCESS = "audit_log_access"
+    ACCESS_DENIED = "access_denied"
     INTENT = "intent"
     GAP = "gap"
 
@@ -98,3 +99,23 @@ class Event(Model):
     resource_id: str = ""
     event_ts: int = 0
     event_data: EventData = Field(default_factory=EventData)
+
+
+def denied(
+    action: str, *, resource_type: str = "", resource_id: str = "", intent: str = "", **details: object
+) -> Event:
+    """The event of an attempt that was refused, an `access_denied`, for AuditLogger.write or awrite.
+
+    It is a type of its own, so that whoever looks for what happened does not find what did not.
+    action: what was attempted: an event type, or a method and path. intent: the position of an
+    event that announced it. details: as in AuditLogger.create.
+
+    Raises InvalidEvent where a field has a wrong type.
+    """
+    facts = AuditFacts(action=action, outcome="denied", intent=intent)
+    return Event(
+        event_type=EventType.ACCESS_DENIED,
+        resource_type=resource_type,
+        resource_id=resource_id,
+        event_data=EventData(**{**details, "audit": facts}),  # type: ignore[arg-type]
+    )

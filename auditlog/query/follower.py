@@ -79,7 +79,8 @@ class _Following:
         pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
         return pause
 
-    def _close(self) -> None:
+    def abandon(self) -> None:
+        """End the loop, and close all files, as soon as nobody looks at them."""
         self._closed = True
         if self._looking.acquire(blocking=False):  # else whoever looks closes, and nobody waits for it
             try:
@@ -113,18 +114,18 @@ class Follower(_Following, Iterator[Entry]):
                 return entry
             if pause := self._look():
                 self._stop.wait(pause)
-        self._close()
+        self.abandon()
         raise StopIteration
 
     def close(self) -> None:
         """End the loop, and close all files. A second call does nothing."""
-        self._close()
+        self.abandon()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._close()
+        self.abandon()
 
 
 class AsyncFollower(_Following, AsyncIterator[Entry]):
@@ -143,15 +144,15 @@ class AsyncFollower(_Following, AsyncIterator[Entry]):
                 return entry
             if pause := await asyncio.to_thread(self._look):
                 await asyncio.sleep(pause)
-        self._close()
+        self.abandon()
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
         """End the loop, and close all files. A second call does nothing."""
-        self._close()
+        self.abandon()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._close()
+        self.abandon()
