@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hmac
+import re
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -14,6 +16,10 @@ from .secrets import SecretNames
 from .values import MAX_DEPTH, canonical, plain
 
 REDACTED = "[redacted]"
+
+# The steps of a path: the index of a list, a quoted name, any other name.
+_step = re.compile(r'\[(?:\d+|("(?:[^"\\]|\\.)*"))\]|((?:[^.\[]|\[(?!\d+\]|"))+)')
+_MOST_NAMES = 2 * MAX_DEPTH  # of a path; no value lies deeper
 
 _LEAVES = frozenset({str, int, float, bool, type(None)})
 _NO_SECRETS = frozenset({bool, type(None)})
@@ -40,9 +46,16 @@ class Redactor:
     def details(self, data: dict[str, Any]) -> dict[str, Any]:
         """The details of an event without their secrets; `data` itself, where it has none.
 
-        Raises InvalidEvent for a cycle, or a nesting that is too deep.
+        In `changes`, a list of dicts with `path`, `old` and `new`, a value is what its path calls it
+        (capture.changes makes such paths). Raises InvalidEvent for a cycle, or a nesting that is too deep.
         """
-        return self._clean_members(data, "", 0)
+        if "changes" not in data:
+            return self._clean_members(data, "", 0)
+        changes = data["changes"]
+        if not isinstance(changes, list | tuple) or self._match("", "changes"):
+            return self._clean_members(data, "", 0)
+        cleaned = self._clean_members(data | {"changes": []}, "", 0)
+        return cleaned | {"changes": [self._clean_change(change) for change in changes]}
 
     def session(self, session: Session) -> Session:
         """The session without its secrets."""
@@ -88,6 +101,30 @@ class Redactor:
                 cleaned[name] = new
         return cleaned
 
+    def _clean_change(self, change: Any) -> Any:
+        if not isinstance(change, dict):
+            with suppress(Exception):  # the encoder says better what is wrong with it
+                change = plain(change)
+        fields = dict(dict.items(change)) if isinstance(change, dict) else {}
+        if not isinstance(fields.get("path"), str):
+            return self._clean(change, "changes", 1)
+        path, secret = self._first_secret(_names_of(fields["path"]))
+        values = {name: fields.pop(name) for name in ("old", "new") if name in fields}
+        cleaned = self._clean_members(fields, "changes", 1)
+        for name, value in values.items():
+            here = secret or (("changes", name) if self._match("changes", name) else None)
+            cleaned[name] = self._clean(value, path, 1) if here is None else self._replacement(value, *here)
+        return cleaned
+
+    def _first_secret(self, names: list[str]) -> tuple[str, tuple[str, str] | None]:
+        """The dotted path of `names`, and what is above the first secret on it, with its name."""
+        path = ""
+        for name in names[:_MOST_NAMES]:
+            if self._match(path, name):
+                return path, (path, name)
+            path = f"{path}.{name}" if path else name
+        return path, ("changes", "path") if len(names) > _MOST_NAMES else None
+
     def _replacement(self, value: Any, path: str, name: str) -> Any:
         if type(value) in _NO_SECRETS or (isinstance(value, str | list | tuple | dict) and not value):
             return value
@@ -106,6 +143,17 @@ class Redactor:
         text = value.encode() if isinstance(value, str) else orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
         assert self._hmac_key is not None
         return "hmac-sha256:" + hmac.digest(self._hmac_key, text, "sha256").hex()
+
+
+def _names_of(path: str) -> list[str]:
+    return [_unquoted(quoted) if quoted else name for quoted, name in _step.findall(path) if quoted or name]
+
+
+def _unquoted(quoted: str) -> str:
+    try:
+        return str(orjson.loads(quoted))
+    except orjson.JSONDecodeError:
+        return quoted
 
 
 def _is_modelled(path: str, name: str) -> bool:
