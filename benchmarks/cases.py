@@ -21,6 +21,7 @@ import orjson
 
 from auditlog import AuditLogger, AuditReader, Event, EventData, Session
 from auditlog.capture import bind
+from auditlog.capture.asgi import App, AuditMiddleware, Message, Receive, Scope, Send
 from auditlog.events.codec import encode, encode_session
 from auditlog.storage.current import CurrentFile
 from auditlog.storage.sync import OpenFile
@@ -373,6 +374,42 @@ def import_package(_own: Path, _log: Path) -> Timed:
     return imports("import auditlog")
 
 
+async def bare_app(_scope: Scope, _receive: Receive, send: Send) -> None:
+    """An ASGI app that answers at once."""
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body"})
+
+
+def requests(app: App) -> Timed:
+    """Requests to an ASGI app, as a server hands them over, without any event."""
+    headers = [(b"host", b"example.com"), (b"user-agent", SESSION.user_agent.encode())]
+    headers += [(b"x-request-id", b"r-1"), (b"authorization", b"Bearer x"), (b"x-forwarded-for", b"10.1.2.3")]
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": headers, "client": ("10.0.0.1", 4711)}
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(_message: Message) -> None:
+        pass
+
+    async def work() -> int:
+        for _ in range(WRITES):
+            await app(scope, receive, send)
+        return WRITES
+
+    return timed(lambda: asyncio.run(work()))
+
+
+def request_bare(_own: Path, _log: Path) -> Timed:
+    """A bare ASGI app."""
+    return requests(bare_app)
+
+
+def request_captured(_own: Path, _log: Path) -> Timed:
+    """The same with a session to capture."""
+    return requests(AuditMiddleware(bare_app, session_from=lambda _: SESSION, trusted_proxies=["10.0.0.0/8"]))
+
+
 def import_logger(_own: Path, _log: Path) -> Timed:
     """`from auditlog import AuditLogger`."""
     return imports("from auditlog import AuditLogger")
@@ -405,6 +442,8 @@ CASES = {
     "entry.record": Case(read_records, "read raw records"),
     "entry.event": Case(read_events, "read raw records"),
     "last 20 entries": Case(read_last_20, "last 20 entries"),
+    "request, bare ASGI app": Case(request_bare, "request, bare ASGI app"),
+    "request, captured": Case(request_captured, "request, bare ASGI app"),
     "import pydantic, orjson": Case(import_raw, "import pydantic, orjson"),
     "import auditlog": Case(import_package, "import pydantic, orjson"),
     "import AuditLogger": Case(import_logger, "import pydantic, orjson"),
