@@ -109,11 +109,12 @@ OPTIONAL = {
     "capture.django": {"asgiref", "django"},
     "capture.grpc": {"grpc"},
     "capture.sqlalchemy": {"sqlalchemy"},
+    "capture.sqlalchemy_rows": {"sqlalchemy"},
     "capture.talos": {"grpc"},
     "cli": {"click"},
     "storage.blocks": {"stringzilla"},
 }
-BASE = {"dateutil", "filelock", "orjson", "pydantic", "pydantic_core"}
+BASE = {"dateutil", "filelock", "orjson", "pydantic"}
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

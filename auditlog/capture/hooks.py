@@ -17,6 +17,7 @@ from .changes import changes
 log = logging.getLogger("auditlog")
 
 Choice = Literal["record", "skip"]
+INTENT_DROPPED = "the intent was dropped, as `on_failure` says"
 _OWN_FIELDS = ("audit", "session")
 _UPDATES = (EventType.UPDATE, EventType.UPDATE_WITH_CONFLICTS)
 
@@ -44,11 +45,8 @@ def describe(resource: Any) -> Resource:
     """A resource with attributes `type` and `id`, and as it has them `labels`, `spec` and `phase`.
 
     Where it has no `spec`, the whole resource is its content.
-    Its phase is "running" or "tearing down", in whatever spelling (`tearingDown`). A Resource is
-    given back as it is.
+    Its phase is "running" or "tearing down", in whatever spelling (`tearingDown`).
     """
-    if isinstance(resource, Resource):
-        return resource
     phase = str(getattr(resource, "phase", ""))
     return Resource(
         resource.type,
@@ -177,13 +175,14 @@ class Hooks:
     ) -> Event | Literal["unchanged", "declined"]:
         """The event of a change that was made; where there is none, why.
 
-        old, new: the resource before and after; None where it is not known, or there is none.
+        old, new: the resource before and after, as the store has it or as a Resource; None where it
+            is not known, or there is none.
         intent: the position of the event that announced the change.
         """
         rule = self.rule(resource_type)
         details: dict[str, Any] = {}
         try:
-            before, after = (None if state is None else self.describe(state) for state in (old, new))
+            before, after = map(self._described, (old, new))
             if _is_unchanged(action, before, after):
                 return "unchanged"
             if action in _UPDATES and before and after and after.tearing_down and not before.tearing_down:
@@ -200,6 +199,9 @@ class Hooks:
         except Exception:  # of the hook, or a resource's own: the change has been made all the same
             log.exception("the hook for %s failed; its event has id and session only", resource_type)
             return event_of(action, resource_type, resource_id, intent=intent)
+
+    def _described(self, state: Any) -> Resource | None:
+        return state if state is None or isinstance(state, Resource) else self.describe(state)
 
     def _is_before(self, before: bool | None) -> bool:
         return self._before if before is None else before

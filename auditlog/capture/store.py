@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ..errors import AuditLogError, InvalidEvent, InvalidSetting, WriteFailed
 from ..events.model import Event, EventType
-from .hooks import Hooks, Resource, event_of
+from .hooks import INTENT_DROPPED, Hooks, Resource, event_of
 from .session import Bound, binding, bound
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class AuditedStore(Generic[R]):
     def _announce(self, write: _Write, action: EventType, ref: _Ref) -> _Steps:
         position = yield partial(write, event_of(EventType.INTENT, *ref, action=action))
         if position is None:
-            raise WriteFailed(self.audit.stats().directory, "the intent was dropped, as `on_failure` says")
+            raise WriteFailed(self.audit.stats().directory, INTENT_DROPPED)
         return str(position)
 
     def _tell(self, write: _Write, action: EventType, ref: _Ref, outcome: str, intent: str) -> _Steps:

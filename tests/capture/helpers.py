@@ -33,7 +33,7 @@ def snippet(heading: str) -> dict[str, Any]:
     code = match[1]
     assert len([line for line in code.splitlines() if line.strip()]) <= LONGEST_SNIPPET, heading
     names: dict[str, Any] = {"__name__": "snippet"}
-    exec(compile(code, f"{PAGE.name}: {heading}", "exec"), names)
+    exec(compile(code, f"{PAGE.name}: {heading}", "exec", dont_inherit=True), names)
     return names
 
 
