@@ -22,6 +22,7 @@ _COLOURS = {
     "destroy": "red",
     "teardown": "red",
     "gap": "red",
+    "access_denied": "yellow",
     "k8s_access": "cyan",
     "talos_access": "cyan",
     "audit_log_access": "magenta",
