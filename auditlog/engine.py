@@ -9,7 +9,7 @@ from datetime import UTC, datetime, tzinfo
 from typing import Literal
 
 from .background import Periodic, RetentionStatus, SweepJob
-from .capture.session import bound, note_denial
+from .capture.session import bound, captured
 from .coalescing import COALESCED, Coalescer
 from .committing import Append, Committer, GroupCommit
 from .errors import AuditLogError, DirectoryError, InvalidEvent, SyncFailed, WriteFailed
@@ -122,16 +122,19 @@ class Engine(forking.Forkable):
             data = with_request_id(data, request_id)
         data = self._redactor.details(data)
         event = encode(event_type, resource_type, resource_id, data, session, self._max_line_bytes)
-        return self._write_one(event_type, event, began_ms, request_id)
+        if event_type in self._coalesced:
+            return self._write_coalesced(event_type, event, began_ms, request_id)
+        return self._write_one(event_type, event, began_ms)
 
     def write(self, event: Event) -> Position | None:
         """Write a typed event."""
         began_ms = self._now_ms()
         session, request_id = self._bound_session()
         encoded = self._encode(event, session, request_id, began_ms)
-        position = self._write_one(event.event_type, encoded, began_ms, request_id)
-        if event.event_type == EventType.ACCESS_DENIED:
-            note_denial()
+        if event.event_type in self._coalesced:
+            return self._write_coalesced(event.event_type, encoded, began_ms, request_id)
+        position = self._write_one(event.event_type, encoded, began_ms)
+        _note_denials(event)
         return position
 
     def write_many(self, events: Iterable[Event]) -> list[Position]:
@@ -141,10 +144,12 @@ class Engine(forking.Forkable):
         session, request_id = self._bound_session()
         encoded = [self._encode(event, session, request_id, began_ms) for event in events]
         try:
-            return self._append(encoded) if encoded else []
+            positions = self._append(encoded) if encoded else []
         except WriteFailed as error:
             self._give_up(error, [event.event_type for event in events], began_ms)
-            return list(error.positions)
+            positions = list(error.positions)
+        _note_denials(*events)
+        return positions
 
     async def awrite(self, event: Event) -> Position | None:
         """Write an event without blocking the loop: it is checked here, and written elsewhere."""
@@ -161,29 +166,31 @@ class Engine(forking.Forkable):
             except WriteFailed:
                 log.error("an event whose task was cancelled is not there: %s", error)
 
+        position = None
         try:
             position = await self._committer.submit(encoded, unheard)
         except WriteFailed as error:
             self._give_up(error, (event.event_type,), began_ms)
-            return None
-        if key:
+        if key and position:
             self._coalescer.opened(key, encoded, position, began_ms)
-        if event.event_type == EventType.ACCESS_DENIED:
-            note_denial()
+        _note_denials(event)
         return position
 
-    def _write_one(
-        self, event_type: str, encoded: Encoded, began_ms: int, request_id: str
-    ) -> Position | None:
-        key = self._coalescer.key(encoded, request_id) if event_type in self._coalesced else b""
-        if key and (known := self._coalescer.repeat(key, began_ms)):
-            return known
+    def _write_one(self, event_type: str, encoded: Encoded, began_ms: int) -> Position | None:
         try:
-            position = self._append((encoded,))[0]
+            return self._append((encoded,))[0]
         except WriteFailed as error:
             self._give_up(error, (event_type,), began_ms)
             return None
-        if key:
+
+    def _write_coalesced(
+        self, event_type: str, encoded: Encoded, began_ms: int, request_id: str
+    ) -> Position | None:
+        key = self._coalescer.key(encoded, request_id)
+        if key and (known := self._coalescer.repeat(key, began_ms)):
+            return known
+        position = self._write_one(event_type, encoded, began_ms)
+        if key and position:
             self._coalescer.opened(key, encoded, position, began_ms)
         return position
 
@@ -394,3 +401,9 @@ class Engine(forking.Forkable):
             self._sync_error = str(error)
             self._failures.failed_with(error, 0, self._now_ms(), self.writer.appends)
         return self.settings.fsync_interval
+
+
+def _note_denials(*events: Event) -> None:
+    """Whoever sees a refusal further out need not record again what was recorded, or given up, here."""
+    if any(event.event_type == EventType.ACCESS_DENIED for event in events) and (request := captured()):
+        request.denied = True

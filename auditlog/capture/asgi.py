@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..events.model import denied
 from .address import UNIX, ForwardedHeader
 from .request import AsyncSessionFrom, Capture, SessionFrom, clean, text_of
-from .session import binding, is_denial_noted
+from .session import binding, is_denied
 
 if TYPE_CHECKING:
     from ..logger import AuditLogger
@@ -79,7 +79,7 @@ class DenialRecorder:
             return
 
         async def record() -> None:
-            if not is_denial_noted():
+            if not is_denied():
                 await self.audit.awrite(denied(action_of(scope)))
 
         await self.app(scope, receive, on_denial(send, record))

@@ -15,9 +15,9 @@ from django.utils.module_loading import import_string
 
 from ..errors import InvalidSetting
 from ..events.model import Session
+from . import asgi, wsgi
 from .request import Capture
 from .session import Pending, binding, stepping
-from .wsgi import header_values, peer_of
 
 GetResponse = Callable[[HttpRequest], Any]
 
@@ -116,10 +116,13 @@ class AuditMiddleware:
         return _kept_bound(response, pending)
 
     def _pending(self, request: HttpRequest) -> Pending:
-        meta = request.META
-        pending = self._capture.pending(request, peer_of(meta), lambda name: header_values(meta, name))
+        scope = getattr(request, "scope", None)
+        module, source = (wsgi, request.META) if scope is None else (asgi, scope)
+        pending = self._capture.pending(
+            request, module.peer_of(source), lambda name: module.header_values(source, name)
+        )
         if self._capture.awaits:
-            meta[_PENDING] = pending
+            request.META[_PENDING] = pending
         return pending
 
     async def _before_view(self, request: HttpRequest, *view: object) -> None:
@@ -163,7 +166,7 @@ def _kept_bound(response: HttpResponseBase, pending: Pending) -> HttpResponseBas
     close = response.close
 
     def close_bound() -> None:
-        with binding(step._who):
+        with step:
             close()
 
     response.close = close_bound  # type: ignore[method-assign] # ends a generator that is left early

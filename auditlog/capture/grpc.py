@@ -15,7 +15,7 @@ import grpc.aio
 
 from .address import UNIX, ForwardedHeader, Header
 from .request import AsyncSessionFrom, Capture, SessionFrom, text_of
-from .session import Pending, binding
+from .session import Pending, binding, stepping
 
 if TYPE_CHECKING:
     AioContext = grpc.aio.ServicerContext[Any, Any]
@@ -124,8 +124,7 @@ class _Early(Pending):
 
     def goes_on_as(self, pending: Pending) -> Pending:
         """`pending`, with what the interceptors have identified."""
-        if self._identified is not None:
-            pending.identify(self._identified)
+        pending.identified = self.identified
         return pending
 
 
@@ -199,14 +198,14 @@ CallOf = Callable[[Any], Call]
 
 
 class _Captured(Call):
-    __slots__ = ("_pending",)
+    __slots__ = ("_step",)
 
     def __init__(self, context: Any, pending: Pending) -> None:
         super().__init__(context)
-        self._pending = pending
+        self._step = stepping(pending)
 
-    def step(self) -> binding:
-        return binding(self._pending)
+    def step(self) -> stepping:
+        return self._step
 
 
 class _Asked(_Captured):
@@ -227,8 +226,7 @@ class _Asked(_Captured):
 
     def begin(self) -> None:
         # In a thread of the pool, where grpc.aio runs handlers that are plain functions.
-        with self.step():
-            asyncio.run_coroutine_threadsafe(self.abegin(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self.abegin(), self._loop).result()
 
     async def abegin(self) -> None:
         with self.step():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
@@ -12,17 +12,18 @@ from ..events.model import Event, EventData, EventType, denied
 from ..events.payloads import K8sAccess
 from .asgi import App, Receive, Scope, Send, header_values, on_denial
 from .request import clean, first, text_of
+from .session import is_denied
 
 if TYPE_CHECKING:
     from ..logger import AuditLogger
 
-ClusterFrom = Callable[[Scope], tuple[str, str]]
+ClusterFrom = Callable[[Scope], tuple[str, str] | Awaitable[tuple[str, str]]]
 IsAudited = Callable[[str, str, str], bool]
 
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 _ASKS_WHAT_IS_ALLOWED = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _connects = re.compile(r"/(?:pods|services|nodes)/[^/]+/(exec|attach|portforward|proxy)(?:/|$)")
-_LONGEST_METHOD = 2048  # characters of method, path and query
+_LONGEST_METHOD = 64 << 10  # characters of method, path and query: no server takes more
 
 
 def is_audited(method: str, path: str, query: str) -> bool:
@@ -52,7 +53,8 @@ class KubernetesAccess:
     audit: where the `k8s_access` events go. A request that cannot be recorded is not passed on:
         what AuditLogger.write raises goes to whoever calls this (a mounted app: to the exception
         handlers of the one around it).
-    cluster_from: gives the name and the UUID of the cluster that an ASGI scope is for.
+    cluster_from: gives the name and the UUID of the cluster that an ASGI scope is for; a function, or a
+        coroutine function.
     is_audited: says of a method, path and raw query whether the request is recorded (default: the
         rules of Omni, `is_audited`). A WebSocket (`kubectl exec` and `port-forward` are some)
         always is.
@@ -81,7 +83,8 @@ class KubernetesAccess:
         if scope["type"] == "http" and not self._is_audited(method, path, query):
             await self.app(scope, receive, send)
             return
-        cluster_name, cluster_uuid = self._cluster_from(scope)
+        cluster = self._cluster_from(scope)
+        cluster_name, cluster_uuid = await cluster if isinstance(cluster, Awaitable) else cluster
         header = partial(header_values, scope)
         access = K8sAccess(
             full_method_name=clean(f"{method} {path}{'?' if query else ''}{query}", _LONGEST_METHOD),
@@ -94,6 +97,8 @@ class KubernetesAccess:
         position = await self.audit.awrite(Event(event_type=EventType.K8S_ACCESS, event_data=data))
 
         async def record_denial() -> None:
+            if is_denied():
+                return
             facts = denied(EventType.K8S_ACCESS, intent=str(position or ""), k8s_access=access)
             await self.audit.awrite(facts)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidEvent, InvalidSetting
 from ..events.model import Event, EventData
-from ..events.values import canonical
+from ..events.values import MAX_DEPTH, canonical, plain
 from .request import clean
 from .session import bound
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 EVENT_TYPE = "log"
 LONGEST_MESSAGE = 16 << 10  # characters
+_DEEPEST = MAX_DEPTH // 2  # of what is passed as extra
 
 # What every record has, by an empty one, and what formatters add to it.
 _ORDINARY = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime", "taskName"}
@@ -53,6 +55,16 @@ class AuditHandler(logging.Handler):
         self._names = loggers
         self._below = tuple(f"{name}." for name in loggers)
 
+    def handle(self, record: logging.LogRecord) -> Any:
+        """Emit a record that passes the filters, as logging.Handler does, but hold no lock meanwhile.
+
+        The log has locks of its own; this one would keep threads from sharing a sync.
+        """
+        passed = self.filter(record)
+        if passed:
+            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
+        return passed
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record as an event."""
         if record.name not in self._names and not record.name.startswith(self._below):
@@ -60,7 +72,7 @@ class AuditHandler(logging.Handler):
         log: dict[str, Any] = {
             "logger": record.name,
             "level": record.levelname,
-            "message": clean(record.getMessage(), LONGEST_MESSAGE),
+            "message": clean(_message_of(record), LONGEST_MESSAGE),
         }
         extra = {name: _plain(value) for name, value in vars(record).items() if name not in _ORDINARY}
         if extra:
@@ -98,11 +110,40 @@ def add_session(_logger: object, _method: str, event_dict: MutableMapping[str, A
     return event_dict
 
 
-def _plain(value: object) -> object:
+def _message_of(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # its arguments do not fit its format
+        return str(record.msg)
+
+
+def _plain(value: object, depth: int = 0) -> object:
+    """A value as JSON has it, each leaf that it has no form for as text.
+
+    Never a container as text: the names in it tell which of its values are secrets.
+    """
+    with suppress(Exception):
+        if isinstance(value, Mapping):
+            value = dict(value)
+        elif isinstance(value, Collection) and not isinstance(value, str | bytes | bytearray | tuple):
+            value = list(value)
+        elif not isinstance(value, str | int | float | None):
+            value = plain(value)
+    if isinstance(value, dict | list) and depth == _DEEPEST:
+        return f"a {type(value).__name__} that is nested too deep"
+    if isinstance(value, dict):
+        return {_text(name): _plain(inner, depth + 1) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner, depth + 1) for inner in value]
     try:
         return canonical(value, "extra")
     except InvalidEvent:
-        pass
+        return _text(value)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes | bytearray):
+        return f"{len(value)} bytes"
     try:
         return clean(str(value), LONGEST_MESSAGE)
     except Exception:

@@ -10,18 +10,22 @@ is found when an event asks for it. By then authentication has run, wherever the
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar, Token
 from functools import wraps
 from typing import ParamSpec, TypeVar, cast
 
-from ..errors import InvalidEvent
+from ..errors import InvalidEvent, InvalidSetting
 from ..events.codec import encode_session
 from ..events.model import Session
 from ..events.payloads import fields_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+_OF_TRANSPORT = ("user_agent", "ip_address")
 
 
 class Bound:
@@ -56,20 +60,22 @@ class Pending:
     `describe` gives what is known of any request, a session without an actor and the request's
     id; it is called once, when the first event asks. `session_from` is asked for every event, so that
     a login in the middle of a request counts from there on; what it gives adds to that, and wins.
+    `identified` is what was said with `identify`, and wins over both.
     """
 
-    __slots__ = ("_describe", "_described", "_found", "_identified", "_session_from", "denied")
+    __slots__ = ("_describe", "_described", "_found", "_session_from", "denied", "identified")
 
     def __init__(
         self,
         describe: Callable[[], tuple[Session, str]],
         session_from: Callable[[], Session | None] | None = None,
+        identified: Session | None = None,
     ) -> None:
         self.denied = False  # was an `access_denied` written?
+        self.identified = identified
         self._describe = describe
         self._session_from = session_from
         self._described: Bound | None = None
-        self._identified: Session | None = None
         # What was asked for and identified, and what came of both: replaced as one, for threads.
         self._found: tuple[Session | None, Session | None, Bound] | None = None
 
@@ -79,7 +85,8 @@ class Pending:
         Raises InvalidEvent where `source` gave no Session.
         """
         _check(session, source)
-        self._identified = _joined(self._identified, session)
+        with _identifying:
+            self.identified = _joined(self.identified, session)
 
     def described(self) -> Bound:
         """What is known of any request: a session without an actor, the request's id."""
@@ -96,7 +103,7 @@ class Pending:
                 asked = self._session_from()
             if asked is not None:
                 _check(asked, "session_from")
-        identified = self._identified
+        identified = self.identified
         if asked is None and identified is None:
             return described
         found = self._found
@@ -106,6 +113,9 @@ class Pending:
                 session = session if known is None else _joined(session, known)
             found = self._found = (asked, identified, Bound(session, described.request_id))
         return found[2]
+
+
+_identifying = threading.Lock()  # protects Pending.identified from two threads that add to it
 
 
 def _check(session: object, source: str) -> None:
@@ -120,16 +130,33 @@ def _joined(base: Session | None, more: Session) -> Session:
     if base is None:
         return more
     given = {name: value for name, value in fields_of(more).items() if name in more.model_fields_set}
+    for name in _OF_TRANSPORT:
+        if not given.get(name):  # of a row that has such a column: it knows no better than the request
+            given.pop(name, None)
     return base.model_copy(update=given)
 
 
-_current: ContextVar[Bound | Pending | None] = ContextVar("auditlog.session", default=None)
+class _Link:
+    """What one `with` block has bound: by which object, in which request, and what was bound before."""
+
+    __slots__ = ("by", "outer", "request", "who")
+
+    def __init__(
+        self, who: Bound | Pending | None, request: Pending | None, outer: _Link | None, by: object
+    ) -> None:
+        self.who = who
+        self.request = request
+        self.outer = outer
+        self.by = by
+
+
+_current: ContextVar[_Link | None] = ContextVar("auditlog.session", default=None)
 
 
 def bound() -> Bound | None:
     """What is bound here, found if need be; None where nothing is."""
-    here = _current.get()
-    return None if here is None else here.now()
+    link = _current.get()
+    return None if link is None or link.who is None else link.who.now()
 
 
 def current() -> Session | None:
@@ -138,64 +165,81 @@ def current() -> Session | None:
     return None if here is None else here.session
 
 
+def captured() -> Pending | None:
+    """The request that is running here, whatever session is bound within it; None where none is captured."""
+    link = _current.get()
+    return None if link is None else link.request
+
+
+def is_denied() -> bool:
+    """Was an `access_denied` written in the request that is running here?"""
+    request = captured()
+    return request is not None and request.denied
+
+
 def identify(session: Session) -> None:
     """Say who makes the request that is running: call it where authentication has succeeded.
 
-    Fields of `session` that were given replace those that the request has so far; address, user
-    agent and all others stay. It counts for the whole request from now on, in every task and
-    thread of it, and for nothing else.
+    Fields of `session` that were given replace those that the request has so far (an empty actor is
+    nobody any more); all others stay, as do address and user agent where they are given empty. It
+    counts for the whole request from now on, in every task and thread of it, and for nothing else.
+    A session that is bound within the request with `audit.session` is that block's all the same.
 
     Raises InvalidEvent where no request is being captured here: add the capture of your framework
     (docs/integrations.md), or bind the session with `bind` instead.
     """
-    here = _current.get()
-    if not isinstance(here, Pending):
+    request = captured()
+    if request is None:
         reason = "no request is captured here; add the framework's middleware, or bind the session"
         raise InvalidEvent("session", reason)
-    here.identify(session)
-
-
-def note_denial() -> None:
-    """An `access_denied` was written: whoever sees the refusal further out need not record it again."""
-    here = _current.get()
-    if isinstance(here, Pending):
-        here.denied = True
-
-
-def is_denial_noted() -> bool:
-    """Was the refusal of the request that is running recorded already?"""
-    here = _current.get()
-    return isinstance(here, Pending) and here.denied
+    request.identify(session)
 
 
 class binding:  # noqa: N801 - used as a function
-    """Bind what is known of a session, or will be, for the length of a `with` block."""
+    """Bind what is known of a session, or will be, for the length of a `with` block.
 
-    __slots__ = ("_token", "_who")
+    None binds nobody. One object can be entered again and again, in any thread and task. A block that
+    ends in another context than it began in, as that of a generator may, leaves nothing behind
+    there. `request`: in which the block is, where that is not the one that surrounds it.
+    """
 
-    def __init__(self, who: Bound | Pending | None) -> None:
+    __slots__ = ("_request", "_who")
+
+    def __init__(self, who: Bound | Pending | None, request: Pending | None = None) -> None:
         self._who = who
+        self._request = who if isinstance(who, Pending) else request
 
     def __enter__(self) -> object:
-        self._token: Token[Bound | Pending | None] = _current.set(self._who)
+        outer, request = _current.get(), self._request
+        if request is None and outer is not None and self._who is not None:
+            request = outer.request
+        _current.set(_Link(self._who, request, outer, self))
         return self._who
 
     def __exit__(self, *exc_info: object) -> None:
-        _current.reset(self._token)
+        link = _current.get()
+        if link is not None and link.by is self:
+            _current.set(link.outer)
 
 
-class stepping(binding):  # noqa: N801 - used as a function
+class stepping:  # noqa: N801 - used as a function
     """Bound for one step of a request after the other, and not in between.
 
     Whatever a step leaves bound is bound again in the next one: a generator may hold a
     `with audit.session(...)` open while the server sends what it gave.
     """
 
-    __slots__ = ()
+    __slots__ = ("_link", "_token")
+
+    def __init__(self, who: Pending) -> None:
+        self._link: _Link | None = _Link(who, who, None, self)
+
+    def __enter__(self) -> None:
+        self._token: Token[_Link | None] = _current.set(self._link)
 
     def __exit__(self, *exc_info: object) -> None:
-        self._who = _current.get()
-        super().__exit__(*exc_info)
+        self._link = _current.get()
+        _current.reset(self._token)
 
 
 class bind(binding):  # noqa: N801 - used as a function
@@ -209,8 +253,9 @@ class bind(binding):  # noqa: N801 - used as a function
     __slots__ = ("_session",)
 
     def __init__(self, session: Session) -> None:
-        here = _current.get()
-        super().__init__(Bound(session, here.described().request_id if here else ""))
+        link = _current.get()
+        here = None if link is None else link.who
+        super().__init__(Bound(session, "" if here is None else here.described().request_id))
         self._session = session
 
     def __enter__(self) -> Session:
@@ -222,22 +267,27 @@ def wrap(function: Callable[P, R]) -> Callable[P, R]:
     """Return `function` with the session that is bound now, for a thread or an executor.
 
     `executor.submit(wrap(task), ...)` writes with the session of the code that submitted it, as it is
-    known at this moment. A coroutine function stays one.
+    known at this moment. A coroutine function stays one. Raises InvalidSetting for a generator
+    function, which runs when it is iterated: wrap what iterates it.
     """
-    here = bound()
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise InvalidSetting(
+            "function", function, "is a generator function; wrap the function that iterates it"
+        )
+    carrying = binding(bound(), captured())
 
     if inspect.iscoroutinefunction(function):
 
         @wraps(function)
         async def carry_async(*args: P.args, **kwargs: P.kwargs) -> object:
-            with binding(here):
+            with carrying:
                 return await function(*args, **kwargs)
 
         return cast("Callable[P, R]", carry_async)
 
     @wraps(function)
     def carry(*args: P.args, **kwargs: P.kwargs) -> R:
-        with binding(here):
+        with carrying:
             return function(*args, **kwargs)
 
     return carry

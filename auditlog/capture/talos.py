@@ -16,6 +16,7 @@ from ..events import payloads
 from ..events.model import Event, EventData, EventType, denied
 from .grpc import Behavior, Call, Handler, around, around_aio, values_of
 from .request import clean
+from .session import is_denied
 
 if TYPE_CHECKING:
     from ..logger import AuditLogger
@@ -150,8 +151,11 @@ class _Access(Call):
         return denied(EventType.TALOS_ACCESS, intent=str(self._position or ""), talos_access=self._access)
 
     def _is_denied(self) -> bool:
+        """Was the call refused, and nobody further in has recorded that?"""
         code = self.context.code()
-        return getattr(code, "value", (code,))[0] in _DENIALS  # a StatusCode, or its number
+        return (
+            not is_denied() and getattr(code, "value", (code,))[0] in _DENIALS
+        )  # a StatusCode, or its number
 
     def _refuse(self, error: AuditLogError) -> Any:
         log.error("a call of %s was not handled: %s", self._access.full_method_name, error)

@@ -6,13 +6,15 @@ import logging
 import threading
 import uuid
 from collections.abc import Iterator
+from datetime import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 
-from auditlog import InvalidSetting, Session, WriteFailed
+from auditlog import AuditLogger, InvalidSetting, Session, WriteFailed
 from auditlog.capture.logging import AuditHandler, add_session
 from auditlog.capture.session import Bound, Pending, binding
 from auditlog.testing import FailingFiles, RecordedLog, recorded_log
@@ -95,6 +97,54 @@ def test_whatever_is_passed_as_extra_the_message_is_recorded(
     assert found["extra"]["odd"] == "a Odd without a text"
     assert found["extra"]["password"] == "[redacted]"
     assert b"a secret value" not in log.entries[0].line
+
+
+def test_secrets_are_found_in_extras_that_json_has_no_form_for(
+    log: RecordedLog, security: logging.Logger
+) -> None:
+    cycle: dict[str, Any] = {}
+    cycle["me"] = cycle
+    form = {
+        "password": "hunter2",
+        "at": time(12),
+        "raw": b"hunter2",
+        1: {Decimal("1.5")},
+    }
+    security.info("login", extra={"form": form, "views": form.values(), "cycle": cycle})
+    line = log.entries[0].line
+    assert line.count(b"hunter2") == 1  # a view of values has no names
+    extra = log.records[0]["event_data"]["log"]["extra"]
+    assert extra["form"]["password"] == "[redacted]"
+    assert extra["form"]["raw"] == "7 bytes"
+    assert extra["form"]["1"] == ["1.5"]
+    assert "nested too deep" in str(extra["cycle"])
+
+
+def test_a_message_that_does_not_fit_its_arguments_is_recorded(log: RecordedLog) -> None:
+    handler = AuditHandler(log.audit, "shop")
+    handler.handle(logging.makeLogRecord({"name": "shop", "msg": "%d tries", "args": ("three",)}))
+    assert log.records[0]["event_data"]["log"]["message"] == "%d tries"
+
+
+def test_threads_that_log_share_a_sync(directory: Path) -> None:
+    audit = AuditLogger(directory, fsync="always")
+    logger = logging.getLogger("shop.threads")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(AuditHandler(audit, "shop.threads"))
+
+    def work() -> None:
+        for _ in range(40):
+            logger.info("x")
+
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    logger.handlers.clear()
+    assert audit.stats().written == 640
+    assert audit.stats().syncs < 640
+    audit.close()
 
 
 def test_a_message_that_cannot_be_recorded_raises_unless_it_may_be_dropped() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +11,10 @@ import fastapi
 import httpx
 import pytest
 
-from auditlog import Event, Session
+from auditlog import Event, InvalidSetting, Session, denied
 from auditlog.capture import bind, current, identify, wrap
 from auditlog.capture.asgi import AuditMiddleware
-from auditlog.capture.session import Pending, binding, stepping
+from auditlog.capture.session import Pending, binding, is_denied, stepping
 from auditlog.errors import InvalidEvent
 from auditlog.testing import RecordedLog, recorded_log
 from tests.capture.helpers import serve_asgi
@@ -349,3 +350,101 @@ def test_a_session_bound_within_a_request_keeps_the_request_id(alice: Session) -
                 log.audit.create("T", "1")
             log.audit.create("T", "2")
         assert [record["event_data"]["audit"] for record in log.records] == [{"request_id": "r-1"}] * 2
+
+
+def test_one_binding_may_be_entered_again_and_again_and_anywhere(log: RecordedLog, alice: Session) -> None:
+    here = bind(alice)
+
+    async def job(name: str) -> None:
+        with here:
+            await asyncio.sleep(0)
+            log.audit.create("Thing", name)
+            await asyncio.sleep(0)
+        assert current() is None
+
+    async def jobs() -> None:
+        await asyncio.gather(job("1"), job("2"))
+
+    asyncio.run(jobs())
+    with here, here:
+        log.audit.create("Thing", "3")
+    assert current() is None
+    assert actors(log) == [alice.email] * 3
+
+
+def test_a_block_that_ends_in_another_context_leaves_nothing_behind(alice: Session) -> None:
+    def rows() -> Iterator[int]:
+        with bind(alice):
+            yield 1
+        yield 2
+
+    stream = rows()
+    contextvars.copy_context().run(next, stream)
+    with binding(pending()):
+        assert next(stream) == 2
+        assert current() == Session(user_agent="curl", ip_address="192.0.2.1")
+
+
+def test_a_session_within_a_request_hides_neither_its_denials_nor_who_makes_it(
+    log: RecordedLog, alice: Session
+) -> None:
+    request = pending()
+    with binding(request):
+        with bind(Session(email="service")):
+            identify(alice)
+            log.audit.write(denied("destroy"))
+            assert is_denied()
+            threading.Thread(target=wrap(identify), args=(Session(role="Auditor"),)).start()
+            until(lambda: request.now().session.role == "Auditor")
+        log.audit.create("Thing")
+    assert actors(log) == ["service", alice.email]
+
+
+def test_an_authentication_that_runs_when_an_event_asks_may_identify(log: RecordedLog) -> None:
+    def load() -> None:
+        identify(Session(email="late"))
+
+    with binding(pending(load)):
+        log.audit.create("Thing")
+    assert actors(log) == ["late"]
+
+
+def test_what_a_row_does_not_know_of_the_transport_stays(log: RecordedLog) -> None:
+    row: dict[str, Any] = {"email": "alice", "user_id": "", "ip_address": "", "user_agent": ""}
+    with binding(pending(lambda: Session(**row))):
+        log.audit.create("Thing")
+    assert sessions(log) == [{"user_agent": "curl", "ip_address": "192.0.2.1", "email": "alice"}]
+
+
+def test_a_generator_function_is_not_wrapped() -> None:
+    def rows() -> Iterator[int]:
+        yield 1
+
+    with pytest.raises(InvalidSetting, match="generator function"):
+        wrap(rows)
+
+
+def test_an_inner_capture_keeps_what_the_outer_one_identified(log: RecordedLog, alice: Session) -> None:
+    site = fastapi.FastAPI()
+
+    @site.get("/")
+    def create() -> None:
+        log.audit.create("Thing")
+
+    outer = fastapi.FastAPI()
+    outer.mount("/", AuditMiddleware(site))
+    with serve_asgi(AuditMiddleware(Identifying(outer, alice))) as address:
+        httpx.get(address)
+    assert actors(log) == [alice.email]
+
+
+class Identifying:
+    """An application behind an authentication."""
+
+    def __init__(self, app: Any, session: Session) -> None:
+        self.app = app
+        self.session = session
+
+    async def __call__(self, *request: Any) -> None:
+        identify(self.session)
+        await self.app(*request)
