@@ -18,7 +18,9 @@ from .events.payloads import AuditFacts
 from .storage.layout import Position
 
 COALESCED = frozenset({EventType.K8S_ACCESS.value, EventType.TALOS_ACCESS.value})
-MOST_WINDOWS = 10_000  # open at once: what is more is written as it comes
+# What is more, or longer, is written as it comes.
+MOST_WINDOWS = 10_000  # open at once
+LONGEST_LINE = 4096  # bytes
 
 
 @dataclass(slots=True)
@@ -59,6 +61,7 @@ class Coalescer:
         self._lock = threading.RLock()
         self._open: dict[bytes, Window] = {}
         self._ended: list[Window] = []  # with repeats, to be told
+        self._closed = False
 
     @staticmethod
     def key(encoded: Encoded, request_id: str) -> bytes:
@@ -84,18 +87,20 @@ class Coalescer:
 
     def opened(self, key: bytes, encoded: Encoded, position: Position, now_ms: int) -> None:
         """An event is in the file: its like is counted from now on."""
+        line = line_at(encoded, now_ms)
         with self._lock:
-            if key not in self._open and len(self._open) < MOST_WINDOWS:
-                self._open[key] = Window(line_at(encoded, now_ms), position, now_ms)
+            has_room = len(self._open) < MOST_WINDOWS and len(line) <= LONGEST_LINE
+            if has_room and key not in self._open and not self._closed:
+                self._open[key] = Window(line, position, now_ms)
 
-    def tell(self, now_ms: int, write: Callable[[Event], Position | None], *, end_all: bool = False) -> int:
+    def tell(self, now_ms: int, write: Callable[[Event], Position | None]) -> int:
         """Write the sum of each window that has ended; returns how many repeats are still untold.
 
         What `write` returns no position for is told by the next call.
         """
         with self._lock:
             for key, window in list(self._open.items()):
-                if end_all or not self._covers(window, now_ms):
+                if not self._covers(window, now_ms):
                     self._end(key)
             ended, self._ended = self._ended, []
         while ended and write(ended[0].summary()):
@@ -103,6 +108,13 @@ class Coalescer:
         with self._lock:
             self._ended += ended
         return sum(window.count for window in ended)
+
+    def close(self) -> None:
+        """End all windows, and open no more: nothing is counted any longer."""
+        with self._lock:
+            self._closed = True
+            for key in list(self._open):
+                self._end(key)
 
     def _covers(self, window: Window, now_ms: int) -> bool:
         return 0 <= now_ms - window.began_ms < self._window_ms  # not after a clock that stepped back

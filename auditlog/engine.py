@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, tzinfo
-from typing import Literal
+from datetime import UTC, datetime
 
 from .background import Periodic, RetentionStatus, SweepJob
 from .capture.session import bound, captured
@@ -15,14 +13,12 @@ from .committing import Append, Committer, GroupCommit
 from .errors import AuditLogError, DirectoryError, InvalidEvent, SyncFailed, WriteFailed
 from .events.codec import Encoded, encode, encode_event, encode_session, with_request_id
 from .events.model import Event, EventType, Session
-from .events.redact import Redactor
-from .failures import Failures, OnFailure
+from .failures import Failures
 from .health import Stats, disk_problem
+from .settings import Settings
 from .storage import forking
-from .storage.days import Clock
-from .storage.files import Files
 from .storage.layout import Position
-from .storage.retention import Retention, RetentionSweeper
+from .storage.retention import RetentionSweeper
 from .storage.writer import Writer
 
 _DAY_MS = 86_400_000
@@ -31,26 +27,6 @@ _CHECK_TIMEOUT = 1.0
 _LONGEST_COALESCE_PAUSE = 1.0
 
 log = logging.getLogger("auditlog")
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The options of an AuditLogger, checked; durations are in seconds."""
-
-    fsync: Literal["always", "interval", "never"]
-    fsync_interval: float
-    on_failure: OnFailure
-    coalesce: float
-    redactor: Redactor
-    retention: Retention | None
-    zone_name: str
-    zone: tzinfo
-    max_line_bytes: int
-    allow_shared_directory: bool
-    lock_timeout: float
-    internal_agent: str
-    clock: Clock
-    files: Files
 
 
 class Engine(forking.Forkable):
@@ -126,18 +102,18 @@ class Engine(forking.Forkable):
             return self._write_coalesced(event_type, event, began_ms, request_id)
         return self._write_one(event_type, event, began_ms)
 
-    def write(self, event: Event) -> Position | None:
-        """Write a typed event."""
+    def write(self, event: Event, may_drop: bool = True) -> Position | None:
+        """Write a typed event. `may_drop`: may it be lost where `on_failure` says so?"""
         began_ms = self._now_ms()
         session, request_id = self._bound_session()
         encoded = self._encode(event, session, request_id, began_ms)
         if event.event_type in self._coalesced:
             return self._write_coalesced(event.event_type, encoded, began_ms, request_id)
-        position = self._write_one(event.event_type, encoded, began_ms)
+        position = self._write_one(event.event_type, encoded, began_ms, may_drop)
         _note_denials(event)
         return position
 
-    def write_many(self, events: Iterable[Event]) -> list[Position]:
+    def write_many(self, events: Iterable[Event], may_drop: bool = True) -> list[Position]:
         """Write typed events, all of them checked before the first."""
         events = list(events)
         began_ms = self._now_ms()
@@ -146,12 +122,12 @@ class Engine(forking.Forkable):
         try:
             positions = self._append(encoded) if encoded else []
         except WriteFailed as error:
-            self._give_up(error, [event.event_type for event in events], began_ms)
+            self._give_up(error, [event.event_type for event in events], began_ms, may_drop)
             positions = list(error.positions)
         _note_denials(*events)
         return positions
 
-    async def awrite(self, event: Event) -> Position | None:
+    async def awrite(self, event: Event, may_drop: bool = True) -> Position | None:
         """Write an event without blocking the loop: it is checked here, and written elsewhere."""
         began_ms = self._now_ms()
         session, request_id = self._bound_session()
@@ -162,7 +138,7 @@ class Engine(forking.Forkable):
 
         def unheard(error: WriteFailed) -> None:
             try:
-                self._give_up(error, (event.event_type,), began_ms)
+                self._give_up(error, (event.event_type,), began_ms, may_drop)
             except WriteFailed:
                 log.error("an event whose task was cancelled is not there: %s", error)
 
@@ -170,17 +146,19 @@ class Engine(forking.Forkable):
         try:
             position = await self._committer.submit(encoded, unheard)
         except WriteFailed as error:
-            self._give_up(error, (event.event_type,), began_ms)
+            self._give_up(error, (event.event_type,), began_ms, may_drop)
         if key and position:
             self._coalescer.opened(key, encoded, position, began_ms)
         _note_denials(event)
         return position
 
-    def _write_one(self, event_type: str, encoded: Encoded, began_ms: int) -> Position | None:
+    def _write_one(
+        self, event_type: str, encoded: Encoded, began_ms: int, may_drop: bool = True
+    ) -> Position | None:
         try:
             return self._append((encoded,))[0]
         except WriteFailed as error:
-            self._give_up(error, (event_type,), began_ms)
+            self._give_up(error, (event_type,), began_ms, may_drop)
             return None
 
     def _write_coalesced(
@@ -228,12 +206,14 @@ class Engine(forking.Forkable):
 
     # ------------------------------------------------------------------ what fails
 
-    def _give_up(self, error: WriteFailed, event_types: Sequence[str], began_ms: int) -> None:
+    def _give_up(
+        self, error: WriteFailed, event_types: Sequence[str], began_ms: int, may_drop: bool = True
+    ) -> None:
         """Raise `error`, unless all of these events may be lost; then count what is."""
         whole = 0 if isinstance(error, SyncFailed) else len(error.positions)
         lost = len(event_types) - whole
         self._failures.failed_with(error, lost, self._now_ms(), self.writer.appends)
-        if not all(map(self.settings.on_failure.drops, event_types)):
+        if not may_drop or not all(map(self.settings.on_failure.drops, event_types)):
             raise error
         if self._failures.drop(lost, began_ms):
             log.error("%s; events are being dropped until it works again", error)
@@ -253,14 +233,14 @@ class Engine(forking.Forkable):
         self._gap_pause = _SHORTEST_GAP_PAUSE
         return self._gap_pause
 
-    def _tell_repeats(self, *, end_all: bool = False) -> float:
+    def _tell_repeats(self) -> float:
         """Write what the windows counted that have ended; return the seconds until another look."""
 
         def write(event: Event) -> Position | None:
             # Its secrets were replaced when the line was made that it repeats.
             return self._append_own(encode_event(event, self._internal, self._max_line_bytes))
 
-        untold = self._coalescer.tell(self._now_ms(), write, end_all=end_all)
+        untold = self._coalescer.tell(self._now_ms(), write)
         if untold and untold != self._untold:  # once, not every second
             log.error("%s: %d repeated accesses could not be told", self.path, untold)
         self._untold = untold
@@ -352,7 +332,10 @@ class Engine(forking.Forkable):
         for job in self._background:
             job.stop()
         self._committer.close()
-        self._tell_repeats(end_all=True)
+        self._coalescer.close()
+        self._tell_repeats()
+        if self._untold:
+            self._failures.drop(self._untold, self._now_ms())
         self._tell_gap()
         self.writer.close()
 

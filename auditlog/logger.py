@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Self
 
 from .background import RetentionStatus
@@ -14,6 +15,7 @@ from .events.secrets import SecretNames
 from .failures import Choice, OnFailure
 from .health import Stats
 from .query.access import READER_ROLES
+from .settings import Settings, seconds
 from .storage.days import Clock, SystemClock, load_zone
 from .storage.files import Files
 from .storage.layout import Position
@@ -113,16 +115,16 @@ class AuditLogger:
         if isinstance(reader_roles, str) or not all(isinstance(role, str) and role for role in reader_roles):
             raise InvalidSetting("reader_roles", reader_roles, "must be a collection of names of roles")
         self._reader_roles = tuple(reader_roles)
-        window = 0.0 if coalesce is None else _seconds("coalesce", coalesce)
-        interval = _seconds("fsync_interval", fsync_interval)
-        timeout = _seconds("lock_timeout", lock_timeout)
+        window = 0.0 if coalesce is None else seconds("coalesce", coalesce)
+        interval = seconds("fsync_interval", fsync_interval)
+        timeout = seconds("lock_timeout", lock_timeout)
         zone_name, zone = load_zone(timezone)
         self._engine: Engine | None = None
         self._record: Record = _no_record
         if directory is None or os.fspath(directory) == "":
             return
         # Pydantic takes longer to load than all the rest, and a disabled log does without it.
-        from .engine import Engine, Settings
+        from .engine import Engine
         from .events.redact import Redactor
 
         settings = Settings(
@@ -148,6 +150,11 @@ class AuditLogger:
     def enabled(self) -> bool:
         """False where no directory was given: every write is then a no-op that returns None."""
         return self._engine is not None
+
+    @property
+    def closed(self) -> bool:
+        """Was `close` called? Every write then raises LoggerClosed. A disabled logger is never closed."""
+        return self._engine is not None and self._engine.writer.closed
 
     def session(self, session: Session) -> bind:
         """Bind a session for the length of a `with` block: events in it are that session's."""
@@ -222,25 +229,29 @@ class AuditLogger:
         }
         return self._record("talos_access", "", "", {"talos_access": access, **data})
 
-    def write(self, event: Event) -> Position | None:
-        """Write an event of any type. Its own session and `event_ts`, if it has any, are kept."""
-        return None if self._engine is None else self._engine.write(event)
+    def write(self, event: Event, *, may_drop: bool = True) -> Position | None:
+        """Write an event of any type. Its own session and `event_ts`, if it has any, are kept.
 
-    async def awrite(self, event: Event) -> Position | None:
+        may_drop: False raises WriteFailed whatever `on_failure` says: for an event without which
+            something must not happen.
+        """
+        return None if self._engine is None else self._engine.write(event, may_drop)
+
+    async def awrite(self, event: Event, *, may_drop: bool = True) -> Position | None:
         """`write`, without blocking the event loop. When cancelled, the event may still be written.
 
         Tasks that wait together are written together, and with `fsync="always"` share a sync.
         """
-        return None if self._engine is None else await self._engine.awrite(event)
+        return None if self._engine is None else await self._engine.awrite(event, may_drop)
 
-    def write_many(self, events: Iterable[Event]) -> list[Position]:
+    def write_many(self, events: Iterable[Event], *, may_drop: bool = True) -> list[Position]:
         """Write several events together, to one day, all checked before the first is written.
 
         Returns their positions in the order given. A WriteFailed names those that are whole in
         the file in its `positions`; where it is not to be raised (`on_failure`, for the types of
-        all of them), those are what is returned.
+        all of them), those are what is returned. `may_drop`: as in `write`.
         """
-        return [] if self._engine is None else self._engine.write_many(events)
+        return [] if self._engine is None else self._engine.write_many(events, may_drop)
 
     # ------------------------------------------------------------------ who reads it
 
@@ -256,12 +267,13 @@ class AuditLogger:
         from .query.access import AuditedReader, check_role
         from .query.reader import AuditReader
 
-        session = check_role(session, self._reader_roles, self.write)
+        write = partial(self.write, may_drop=False)
+        session = check_role(session, self._reader_roles, write)
         if self._engine is None:
             raise DirectoryError("", "the audit log is disabled", "give the server a directory for it")
         files, clock = self._engine.settings.files, self._engine.settings.clock
         reader = AuditReader(self._engine.path, on_corrupt=on_corrupt, clock=clock, files=files)
-        return AuditedReader(reader, session, self.write)
+        return AuditedReader(reader, session, write)
 
     # ------------------------------------------------------------------ what is on the disk
 
@@ -313,10 +325,3 @@ def _no_record(
 ) -> Position | None:
     """What a disabled logger does with an event."""
     return None
-
-
-def _seconds(setting: str, value: float | timedelta) -> float:
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e6:
-        raise InvalidSetting(setting, value, "must be a positive number of seconds, or a timedelta")
-    return float(seconds)

@@ -26,6 +26,7 @@ LAYERS = [
     "committing",
     "failures",
     "health",
+    "settings",
     "engine",
     "logger",
     "capture",

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from auditlog import AuditLogger, Event, EventData, InvalidSetting, K8sAccess, Session
+from auditlog import AuditLogger, Event, EventData, InvalidSetting, K8sAccess, LoggerClosed, Session
 from auditlog.capture.session import Bound, binding
 from auditlog.testing import FailingFiles, FixedClock, RecordedLog, recorded_log
 from tests.conftest import Start
@@ -109,6 +109,41 @@ def test_close_tells_what_was_counted_so_far(directory: Path) -> None:
         None,
         4,
     ]
+
+
+def test_a_closed_log_counts_nothing(directory: Path) -> None:
+    async def race() -> None:
+        audit = AuditLogger(directory, coalesce=3600)
+        data = EventData(k8s_access=K8sAccess(full_method_name="POST /a"))
+        event = Event(event_type="k8s_access", event_data=data)
+        writing = asyncio.create_task(audit.awrite(event))
+        await asyncio.sleep(0)
+        audit.close()
+        await writing
+        with pytest.raises(LoggerClosed):
+            audit.write(event)
+        with pytest.raises(LoggerClosed):
+            await audit.awrite(event)
+
+    asyncio.run(race())
+    assert len(Reading(directory).entries) == 1
+
+
+def test_repeats_that_cannot_be_told_at_the_end_count_as_dropped() -> None:
+    files = FailingFiles()
+    with recorded_log(coalesce=3600, files=files) as log:
+        for _ in range(5):
+            access(log)
+        files.fail("write")
+        log.audit.close()
+        assert log.audit.stats().dropped == 4
+
+
+def test_a_long_event_is_not_kept_to_be_compared() -> None:
+    with recorded_log(coalesce=3600) as log:
+        for _ in range(3):
+            log.audit.k8s_access(full_method_name="POST /a", body="x" * 5000)
+        assert len(log.records) == 3
 
 
 def test_nothing_is_counted_before_the_first_is_in_the_file() -> None:

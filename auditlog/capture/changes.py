@@ -25,10 +25,11 @@ def changes(old: object, new: object, root: str) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     size = left_out = 0
     for change in _walk(old, new, root):
-        size += len(orjson.dumps(change))
-        if size > MOST_BYTES:
+        length = len(orjson.dumps(change))
+        if size + length > MOST_BYTES:
             left_out += 1
         else:
+            size += length
             found.append(change)
     return {"changes": found, "changes_left_out": left_out} if left_out else {"changes": found}
 

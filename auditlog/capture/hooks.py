@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,7 +18,6 @@ from .changes import changes
 log = logging.getLogger("auditlog")
 
 Choice = Literal["record", "skip"]
-INTENT_DROPPED = "the intent was dropped, as `on_failure` says"
 _OWN_FIELDS = ("audit", "session")
 _UPDATES = (EventType.UPDATE, EventType.UPDATE_WITH_CONFLICTS)
 
@@ -39,6 +39,7 @@ class Resource:
     labels: Mapping[str, str] = field(default_factory=dict)
     content: Any = None
     tearing_down: bool = False
+    phase: str = ""
 
 
 def describe(resource: Any) -> Resource:
@@ -47,13 +48,15 @@ def describe(resource: Any) -> Resource:
     Where it has no `spec`, the whole resource is its content.
     Its phase is "running" or "tearing down", in whatever spelling (`tearingDown`).
     """
-    phase = str(getattr(resource, "phase", ""))
+    phase = getattr(resource, "phase", "")
+    phase = str(getattr(phase, "name", phase))  # of an Enum
     return Resource(
         resource.type,
         resource.id,
         dict(getattr(resource, "labels", None) or {}),
         getattr(resource, "spec", resource),
         phase.replace(" ", "").replace("_", "").lower().endswith("tearingdown"),
+        phase,
     )
 
 
@@ -196,8 +199,8 @@ class Hooks:
             return event_of(action, resource_type, resource_id, details, intent=intent)
         except SkipEvent:
             return "declined"
-        except Exception:  # of the hook, or a resource's own: the change has been made all the same
-            log.exception("the hook for %s failed; its event has id and session only", resource_type)
+        except Exception as error:  # of the hook, or a resource's own: the change has been made all the same
+            log_failure(error, resource_type)
             return event_of(action, resource_type, resource_id, intent=intent)
 
     def _described(self, state: Any) -> Resource | None:
@@ -211,6 +214,13 @@ class Hooks:
         self._rules |= dict.fromkeys(_named(resource_types), rule)
 
 
+def log_failure(error: Exception, resource_type: str) -> None:
+    """Log that a hook failed, without what its error says, which may be a value of the resource."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    text = "the hook for %s failed (%s), or gave what cannot be written; its event has no details\n%s"
+    log.error(text, resource_type, type(error).__name__, where)
+
+
 def _is_unchanged(action: str, before: Resource | None, after: Resource | None) -> bool:
     if action == EventType.TEARDOWN:
         return before is not None and before.tearing_down
@@ -220,8 +230,8 @@ def _is_unchanged(action: str, before: Resource | None, after: Resource | None) 
 def _content(resource: Resource, root: str) -> dict[str, Any]:
     """All that a user may change, as JSON has it."""
     content = canonical(resource.content, root)
-    fields = content if isinstance(content, dict) else {"spec": content}
-    return {"labels": canonical(dict(resource.labels), f"{root}.labels"), **fields}
+    fields = content if isinstance(content, dict) and "labels" not in content else {"spec": content}
+    return {**fields, "labels": canonical(dict(resource.labels), f"{root}.labels")}
 
 
 def event_of(

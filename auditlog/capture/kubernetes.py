@@ -99,7 +99,7 @@ class KubernetesAccess:
         async def record_denial() -> None:
             if is_denied():
                 return
-            facts = denied(EventType.K8S_ACCESS, intent=str(position or ""), k8s_access=access)
+            facts = denied(EventType.K8S_ACCESS, intent=position, k8s_access=access)
             await self.audit.awrite(facts)
 
         await self.app(scope, receive, on_denial(send, record_denial))

@@ -18,9 +18,9 @@ from sqlalchemy.event import listen
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
-from ..errors import AuditLogError, InvalidEvent, InvalidSetting, WriteFailed
+from ..errors import AuditLogError, InvalidEvent, InvalidSetting
 from ..events.model import Event, EventData, EventType
-from .hooks import INTENT_DROPPED, Hooks, Resource, event_of
+from .hooks import Hooks, Resource, event_of, log_failure
 from .session import Bound, binding, bound
 from .sqlalchemy_rows import Table, id_of, joined, read_rows, table_of
 
@@ -269,9 +269,8 @@ class _Recorder:
         self._pending(session).changes.setdefault(transaction, []).extend(noted)
         if announced := [change for change in noted if rule_of(change.resource_type).before]:
             with binding(who):
-                positions = self._audit.write_many(change.intent_event() for change in announced)
-            if len(positions) < len(announced):
-                raise WriteFailed(self._audit.stats().directory, INTENT_DROPPED, tuple(positions))
+                events = [change.intent_event() for change in announced]
+                positions = self._audit.write_many(events, may_drop=False)
             for change, position in zip(announced, positions, strict=True):
                 change.intent = str(position)
             self._audit.flush()
@@ -308,8 +307,8 @@ class _Recorder:
     def _write_one(self, event: Event) -> None:
         try:
             self._audit.write(event)
-        except InvalidEvent:
-            log.exception("a hook for %s gave what cannot be written", event.resource_type)
+        except InvalidEvent as error:
+            log_failure(error, event.resource_type)
             facts = EventData(audit=event.event_data.audit)
             self._audit.write(event.model_copy(update={"event_data": facts}))
 

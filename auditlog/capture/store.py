@@ -11,9 +11,9 @@ from contextlib import suppress
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from ..errors import AuditLogError, InvalidEvent, InvalidSetting, WriteFailed
+from ..errors import AuditLogError, InvalidEvent, InvalidSetting, LoggerClosed
 from ..events.model import Event, EventType
-from .hooks import INTENT_DROPPED, Hooks, Resource, event_of
+from .hooks import Hooks, Resource, event_of, log_failure
 from .session import Bound, binding, bound
 
 if TYPE_CHECKING:
@@ -106,11 +106,11 @@ class AuditedStore(Generic[R]):
         self.hooks = hooks
         self._reads = frozenset({"get", *reads})
 
-    def create(self, resource: R, /, *args: Any, **kwargs: Any) -> Any:
+    def create(self, resource: R, *args: Any, **kwargs: Any) -> Any:
         """Store.create, recorded as `create`."""
         return self._run(self._change(EventType.CREATE, (resource, *args), kwargs))
 
-    def update(self, resource: R, /, *args: Any, **kwargs: Any) -> Any:
+    def update(self, resource: R, *args: Any, **kwargs: Any) -> Any:
         """Store.update, recorded as `update`, or as `teardown` where it begins one."""
         return self._run(self._change(EventType.UPDATE, (resource, *args), kwargs))
 
@@ -119,7 +119,6 @@ class AuditedStore(Generic[R]):
         resource_type: str,
         resource_id: str,
         change: Callable[[R], R | None],
-        /,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
@@ -127,11 +126,11 @@ class AuditedStore(Generic[R]):
         given = (resource_type, resource_id, change, *args)
         return self._run(self._change(EventType.UPDATE_WITH_CONFLICTS, given, kwargs))
 
-    def teardown(self, resource_type: str, resource_id: str, /, *args: Any, **kwargs: Any) -> Any:
+    def teardown(self, resource_type: str, resource_id: str, *args: Any, **kwargs: Any) -> Any:
         """Store.teardown, recorded as `teardown`, unless that had begun."""
         return self._run(self._change(EventType.TEARDOWN, (resource_type, resource_id, *args), kwargs))
 
-    def destroy(self, resource_type: str, resource_id: str, /, *args: Any, **kwargs: Any) -> Any:
+    def destroy(self, resource_type: str, resource_id: str, *args: Any, **kwargs: Any) -> Any:
         """Store.destroy, recorded as `destroy`."""
         return self._run(self._change(EventType.DESTROY, (resource_type, resource_id, *args), kwargs))
 
@@ -146,6 +145,8 @@ class AuditedStore(Generic[R]):
         method = getattr(self.unaudited, action)
         if not self.audit.enabled:
             return (yield partial(method, *given, **kwargs))
+        if self.audit.closed:  # else the change would be made, and its event refused
+            raise LoggerClosed(self.audit.stats().directory)
         puts = action in (EventType.CREATE, EventType.UPDATE)
         ref = _ref_of(self.hooks.describe(given[0])) if puts else _ref_of(Resource(*given[:2]))
         rule = self.hooks.rule(ref[0])
@@ -153,30 +154,35 @@ class AuditedStore(Generic[R]):
         if not rule.records(internal=here is None):
             return (yield partial(method, *given, **kwargs))
         write = partial(self._write_as, here)
-        seen = _Seen(given[0] if puts else None)
-        if action == EventType.UPDATE_WITH_CONFLICTS:
+        conflicts = action == EventType.UPDATE_WITH_CONFLICTS
+        seen = _Seen(given[0] if puts else None, ran=not conflicts)
+        if conflicts:
             given = (*ref, seen.watched(given[2]), *given[3:])
         elif action != EventType.CREATE:
             seen.old = yield from self._get(ref, seen.new)
-        intent, called = "", False
+        announced: list[str] = []
+        called = False
         try:
             if rule.before:
-                intent = yield from self._announce(write, action, ref)
+                yield partial(
+                    self._announce, here, event_of(EventType.INTENT, *ref, action=action), announced
+                )
                 yield self._flush
             called = True
             result = yield partial(method, *given, **kwargs)
         except BaseException as error:
-            if intent and not isinstance(error, GeneratorExit):  # in which nothing can be awaited
+            if announced and not isinstance(error, GeneratorExit):  # in which nothing can be awaited
                 outcome = "unknown" if called and not isinstance(error, Exception) else "failed"
-                yield from self._tell(write, action, ref, outcome, intent)
+                yield from self._tell(write, action, ref, outcome, announced[0])
             raise
+        intent = announced[0] if announced else ""
         ref = self._stored(ref, seen, result)
-        event = self.hooks.event(action, *ref, seen.old, seen.new, intent)
+        event = self.hooks.event(action, *ref, seen.old, seen.new, intent) if seen.ran else "unchanged"
         if isinstance(event, Event):
             try:
                 yield partial(write, event)
-            except InvalidEvent:
-                log.exception("the hook for %s gave what cannot be written; its event has no details", ref[0])
+            except InvalidEvent as error:
+                log_failure(error, ref[0])
                 yield partial(write, event_of(event.event_type, *ref, intent=intent))
         elif intent:
             yield partial(
@@ -188,16 +194,10 @@ class AuditedStore(Generic[R]):
         try:
             old = yield partial(self.unaudited.get, *ref)
         except Exception as error:  # the change will say whether it is possible
-            log.debug("%s %s cannot be read before its change: %s", *ref, error)
+            log.debug("%s %s cannot be read before its change: %s", *ref, type(error).__name__)
             return None
         # The caller has altered the store's own object: what it was before, nobody knows.
         return None if old is new else _copy_of(old)
-
-    def _announce(self, write: _Write, action: EventType, ref: _Ref) -> _Steps:
-        position = yield partial(write, event_of(EventType.INTENT, *ref, action=action))
-        if position is None:
-            raise WriteFailed(self.audit.stats().directory, INTENT_DROPPED)
-        return str(position)
 
     def _tell(self, write: _Write, action: EventType, ref: _Ref, outcome: str, intent: str) -> _Steps:
         closing = event_of(EventType.INTENT, *ref, action=action, outcome=outcome, intent=intent)
@@ -224,6 +224,11 @@ class AuditedStore(Generic[R]):
             while True:
                 try:
                     result = step()
+                    if inspect.isawaitable(result):
+                        _forget(result)
+                        raise InvalidSetting(
+                            "store", self.unaudited, "is asynchronous; use AsyncAuditedStore"
+                        )
                 except BaseException as error:
                     step = steps.throw(error)
                 else:
@@ -231,9 +236,13 @@ class AuditedStore(Generic[R]):
         except StopIteration as done:
             return done.value
 
-    def _write_as(self, who: Bound | None, event: Event) -> Any:
+    def _write_as(self, who: Bound | None, event: Event, may_drop: bool = True) -> Any:
         with binding(who):
-            return self.audit.write(event)
+            return self.audit.write(event, may_drop=may_drop)
+
+    def _announce(self, who: Bound | None, event: Event, announced: list[str]) -> Any:
+        """Write an intent, and say where it is, whatever happens then."""
+        announced.append(str(self._write_as(who, event, may_drop=False)))
 
     def _flush(self) -> Any:
         self.audit.flush()
@@ -259,9 +268,16 @@ class AsyncAuditedStore(AuditedStore[R]):
         except StopIteration as done:
             return done.value
 
-    async def _write_as(self, who: Bound | None, event: Event) -> Any:
+    async def _write_as(self, who: Bound | None, event: Event, may_drop: bool = True) -> Any:
         with binding(who):
-            return await self.audit.awrite(event)
+            return await self.audit.awrite(event, may_drop=may_drop)
+
+    async def _announce(self, who: Bound | None, event: Event, announced: list[str]) -> Any:
+        writing = asyncio.ensure_future(self._write_as(who, event, may_drop=False))
+        try:
+            await asyncio.shield(writing)
+        finally:  # of a task that is cancelled meanwhile, too
+            announced.append(str(await writing))
 
     async def _flush(self) -> Any:
         await asyncio.to_thread(self.audit.flush)
@@ -270,9 +286,10 @@ class AsyncAuditedStore(AuditedStore[R]):
 class _Seen:
     """A resource before and after its change; None where that is not known, or there is none."""
 
-    def __init__(self, new: Any) -> None:
+    def __init__(self, new: Any, *, ran: bool) -> None:
         self.old: Any = None
         self.new = new
+        self.ran = ran  # else nothing was changed
 
     def watched(self, change: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """`change`, of which the last run is seen."""
@@ -286,7 +303,7 @@ class _Seen:
 
         @wraps(change)
         def watch(current: Any) -> Any:
-            self.old = _copy_of(current)
+            self.old, self.ran = _copy_of(current), True
             result = change(current)
             return awaited(current, result) if inspect.isawaitable(result) else done(current, result)
 
@@ -297,11 +314,17 @@ class _Seen:
         return watch_async if inspect.iscoroutinefunction(change) else watch
 
 
+def _forget(awaitable: Any) -> None:
+    with suppress(AttributeError):
+        awaitable.close()  # else Python warns that nobody awaited it
+
+
 def _copy_of(resource: Any) -> Any:
     try:
         return copy.deepcopy(resource)
     except Exception as error:
-        log.warning("a resource cannot be copied, so what it was before its change is unknown: %s", error)
+        reason = type(error).__name__
+        log.warning("a resource cannot be copied, so what it was before its change is unknown: %s", reason)
         return None
 
 

@@ -148,7 +148,7 @@ class _Access(Call):
         return Event(event_type=EventType.TALOS_ACCESS, event_data=data)
 
     def _denial(self) -> Event:
-        return denied(EventType.TALOS_ACCESS, intent=str(self._position or ""), talos_access=self._access)
+        return denied(EventType.TALOS_ACCESS, intent=self._position, talos_access=self._access)
 
     def _is_denied(self) -> bool:
         """Was the call refused, and nobody further in has recorded that?"""

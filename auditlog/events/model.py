@@ -102,17 +102,17 @@ class Event(Model):
 
 
 def denied(
-    action: str, *, resource_type: str = "", resource_id: str = "", intent: str = "", **details: object
+    action: str, *, resource_type: str = "", resource_id: str = "", intent: object = None, **details: object
 ) -> Event:
     """The event of an attempt that was refused, an `access_denied`, for AuditLogger.write or awrite.
 
     It is a type of its own, so that whoever looks for what happened does not find what did not.
-    action: what was attempted: an event type, or a method and path. intent: the position of an
-    event that announced it. details: as in AuditLogger.create.
+    action: what was attempted: an event type, or a method and path. intent: the position of the
+    event that was written before it was refused. details: as in AuditLogger.create.
 
     Raises InvalidEvent where a field has a wrong type.
     """
-    facts = AuditFacts(action=action, outcome="denied", intent=intent)
+    facts = AuditFacts(action=action, outcome="denied", intent="" if intent is None else str(intent))
     return Event(
         event_type=EventType.ACCESS_DENIED,
         resource_type=resource_type,

@@ -19,6 +19,7 @@ REDACTED = "[redacted]"
 
 # The steps of a path: the index of a list, a quoted name, any other name.
 _step = re.compile(r'\[(?:\d+|("(?:[^"\\]|\\.)*"))\]|((?:[^.\[]|\[(?!\d+\]|"))+)')
+_cut = re.compile(r"…\[cut: \d+ bytes\]\Z")
 _MOST_NAMES = 2 * MAX_DEPTH  # of a path; no value lies deeper
 
 _LEAVES = frozenset({str, int, float, bool, type(None)})
@@ -128,7 +129,8 @@ class Redactor:
     def _replacement(self, value: Any, path: str, name: str) -> Any:
         if type(value) in _NO_SECRETS or (isinstance(value, str | list | tuple | dict) and not value):
             return value
-        mark = REDACTED if self._hmac_key is None else self._digest(value, f"{path}.{name}")
+        is_whole = self._hmac_key is not None and not _is_cut(value)  # else the digest would be another's
+        mark = self._digest(value, f"{path}.{name}") if is_whole else REDACTED
         if _is_modelled(path, name):
             if isinstance(value, dict | Model):
                 return {"redacted": mark}
@@ -143,6 +145,13 @@ class Redactor:
         text = value.encode() if isinstance(value, str) else orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
         assert self._hmac_key is not None
         return "hmac-sha256:" + hmac.digest(self._hmac_key, text, "sha256").hex()
+
+
+def _is_cut(value: Any) -> bool:
+    """Is a value what capture.changes left of a longer one?"""
+    if isinstance(value, str):
+        return _cut.search(value) is not None
+    return isinstance(value, dict) and value.keys() == {"truncated"}
 
 
 def _names_of(path: str) -> list[str]:

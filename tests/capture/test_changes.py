@@ -168,3 +168,11 @@ def test_what_is_left_out_is_never_nothing() -> None:
 )
 def test_a_long_value_is_cut_visibly(value: Any, expected: Any) -> None:
     assert changes({"a": 1}, {"a": value}, "c")["changes"] == [{"path": "c.a", "old": 1, "new": expected}]
+
+
+def test_one_long_change_hides_no_other() -> None:
+    found = changes({"k" * 17000: 1, "role": "reader"}, {"k" * 17000: 2, "role": "admin"}, "")
+    assert found == {
+        "changes": [{"path": "role", "old": "reader", "new": "admin"}],
+        "changes_left_out": 1,
+    }

@@ -348,6 +348,25 @@ def test_a_coroutine_function_finds_the_session_before_the_handler(
     assert all(session_of(record)["email"] == "alice@example.com" for record in others)
 
 
+def test_what_a_step_binds_is_bound_in_the_next(server: Threads, log: RecordedLog) -> None:
+    def many(request: bytes, context: Any) -> Iterator[bytes]:
+        with log.audit.session(Session(email="job@example.com")):
+            for step in b"01":
+                log.audit.create("Calls", f"{step:c}")
+                yield b"%c" % step
+        log.audit.create("Calls", "2")
+
+    async def many2(request: bytes, context: Any) -> AsyncIterator[bytes]:
+        for response in many(request, context):
+            yield response
+
+    name = "many2" if isinstance(server, Aio) else "many"
+    with server.serve({"many": many, "many2": many2}, server.audit(session_from=who)) as address:
+        call(address, name, user="alice")
+    job = "job@example.com"
+    assert actors(log) == [("0", job), ("1", job), ("2", "alice@example.com")]
+
+
 def test_concurrent_calls_never_mix(style: Style, log: RecordedLog) -> None:
     users = [f"user{number}" for number in range(12)]
     meet = threading.Barrier(len(users))

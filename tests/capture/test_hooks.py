@@ -342,4 +342,15 @@ def test_a_resource_is_known_by_what_it_has() -> None:
     bare = SimpleNamespace(type="A", id="1")
     assert describe(bare) == Resource("A", "1", {}, bare, False)
     full = SimpleNamespace(type="A", id="1", labels={"a": "b"}, spec=None, phase="Running", version=3)
-    assert describe(full) == Resource("A", "1", {"a": "b"}, None, False)
+    assert describe(full) == Resource("A", "1", {"a": "b"}, None, False, "Running")
+
+
+def test_labels_of_a_resource_are_not_hidden_by_labels_in_its_content() -> None:
+    hooks = Hooks()
+    hooks.on("Things", diff="row")(lambda _: {})
+    old, new = (
+        Resource("Things", "1", {"owner": owner}, {"labels": {"x": 1}}) for owner in ("alice", "mallory")
+    )
+    assert told(hooks, "update", old, new)["event_data"]["changes"] == [
+        {"path": "row.labels.owner", "old": "alice", "new": "mallory"}
+    ]

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,8 @@ class Spy:
 
     def _called(self, name: str, *given: Any, **more: Any) -> Any:
         self.calls.append((name, given, more))
+        if name == "update_with_conflicts" and not asyncio.iscoroutinefunction(given[2]):
+            given[2](cluster())
         return self.answer()
 
     def answer(self) -> Any:
@@ -676,9 +679,84 @@ def test_the_store_is_given_a_change_of_the_same_kind(log: RecordedLog) -> None:
     assert asyncio.iscoroutinefunction(second)
 
 
-def test_a_change_that_the_store_never_ran_is_recorded_all_the_same(log: RecordedLog) -> None:
-    AuditedStore(Spy(), log.audit, omni.hooks(diff=True)).update_with_conflicts(*REF, relabel)
-    assert log.records[0]["event_data"]["cluster"] == {"id": "c"}
+def test_a_change_that_the_store_never_ran_is_none(log: RecordedLog) -> None:
+    class Shrugging(ResourceStore):
+        def update_with_conflicts(self, *given: Any) -> Any:
+            return None  # there is nothing with that id
+
+    AuditedStore(Shrugging(), log.audit, Hooks(before=True)).update_with_conflicts(*REF, relabel)
+    intent = str(log.entries[0].position)
+    assert facts(log) == [
+        {"action": "update_with_conflicts"},
+        {"action": "update_with_conflicts", "outcome": "unchanged", "intent": intent},
+    ]
+
+
+def test_a_store_that_gives_awaitables_is_refused_before_it_changes_anything(log: RecordedLog) -> None:
+    def traced(method: Any) -> Any:
+        return lambda *given: method(*given)
+
+    store = AsyncStore()
+    for name in ("create", "destroy"):
+        setattr(store, name, traced(getattr(store, name)))
+    with pytest.raises(InvalidSetting, match="use AsyncAuditedStore"):
+        AuditedStore(store, log.audit, Hooks())
+    for name in ("get", "update", "update_with_conflicts", "teardown"):
+        setattr(store, name, traced(getattr(store, name)))
+    audited = AuditedStore(store, log.audit, Hooks())
+    with pytest.raises(InvalidSetting, match="use AsyncAuditedStore"):
+        audited.create(cluster())
+    with pytest.raises(InvalidSetting, match="use AsyncAuditedStore"):
+        AuditedStore(AsyncAuditedStore(AsyncStore(), log.audit, Hooks()), log.audit, Hooks()).create(
+            cluster()
+        )
+    assert log.records == []
+
+
+def test_a_closed_log_keeps_a_change_from_being_made(log: RecordedLog) -> None:
+    spy = Spy()
+    store = AuditedStore(spy, log.audit, Hooks())
+    log.audit.close()
+    with pytest.raises(LoggerClosed):
+        store.create(cluster())
+    assert spy.calls == []
+
+
+def test_arguments_may_be_named(log: RecordedLog) -> None:
+    store = AuditedStore(ResourceStore(), log.audit, Hooks())
+    store.create(resource=cluster())
+    store.teardown(resource_type=CLUSTERS, resource_id="c")
+    assert kinds(log) == ["create", "teardown"]
+
+
+class Phase(IntEnum):
+    RUNNING = 0
+    PAUSED = 1
+    TEARING_DOWN = 2
+
+
+def test_each_change_of_phase_is_a_change(log: RecordedLog) -> None:
+    class AnyPhase(ResourceStore):
+        def update(self, resource: Resource) -> Resource:
+            return self._put(resource)
+
+    store = AuditedStore(AnyPhase(), log.audit, Hooks())
+    resource: Any = cluster()
+    for phase in Phase:
+        resource = replace(resource, phase=phase)
+        (store.update if phase else store.create)(resource)
+    assert kinds(log) == ["create", "update", "teardown"]
+
+
+def test_what_a_hook_stumbled_over_is_in_no_message(
+    log: RecordedLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    hooks = Hooks()
+    hooks.on(CLUSTERS)(lambda change: {"pin": int(change.content["password"])})
+    AuditedStore(ResourceStore(), log.audit, hooks).create(cluster(password="hunter2"))
+    assert "ValueError" in caplog.text
+    assert "test_store.py" in caplog.text
+    assert "hunter2" not in caplog.text
 
 
 @dataclass
@@ -1141,6 +1219,24 @@ def test_a_change_that_is_cancelled_before_it_is_made_has_failed() -> None:
         assert [fact.get("outcome") for fact in facts(log)] == [None, "failed"]
         with pytest.raises(Missing):
             inner.inner.get(*REF)
+
+
+def test_a_task_that_is_cancelled_while_it_announces_a_change_ends_its_intent(log: RecordedLog) -> None:
+    inner = AsyncStore()
+    store = AsyncAuditedStore(inner, log.audit, Hooks(before=True))
+
+    async def cancelled() -> None:
+        creating = asyncio.create_task(store.create(cluster()))
+        await asyncio.sleep(0)
+        creating.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await creating
+
+    asyncio.run(cancelled())
+    assert kinds(log) in ([], ["intent", "intent"])
+    assert [fact.get("outcome") for fact in facts(log)] in ([], [None, "failed"])
+    with pytest.raises(Missing):
+        inner.inner.get(*REF)
 
 
 def test_a_change_that_is_cancelled_once_it_is_made_is_recorded(log: RecordedLog) -> None:

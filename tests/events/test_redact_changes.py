@@ -212,3 +212,10 @@ def test_what_cannot_be_written_is_refused(value: Any) -> None:
             with pytest.raises(InvalidEvent):
                 log.audit.update("T", "1", changes=[change])
             assert log.entries == []
+
+
+def test_a_secret_that_was_cut_has_no_digest_of_something_else() -> None:
+    old, new = ({"token": "x" * 1100 + end, "credentials": ["A" * 1200 + end]} for end in "12")
+    found = changes(old, new, "")["changes"]
+    after = written(found, hmac_key=b"sixteen bytes at least")
+    assert [(each["old"], each["new"]) for each in after] == [("[redacted]", "[redacted]")] * 2

@@ -114,9 +114,10 @@ def test_roles_that_make_no_sense_are_refused(directory: Path, roles: Any) -> No
         AuditLogger(directory, reader_roles=roles)
 
 
-def test_what_cannot_be_recorded_is_not_read(alice: Session) -> None:
+@pytest.mark.parametrize("on_failure", ["raise", "drop"])
+def test_what_cannot_be_recorded_is_not_read(alice: Session, on_failure: str) -> None:
     files = FailingFiles()
-    with recorded_log(files=files) as log:
+    with recorded_log(files=files, on_failure=on_failure) as log:
         log.audit.create("T", "1")
         reader = log.audit.reader_for(alice)
         files.fail("write")
