@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,8 @@ def serve_wsgi(app: Any, **options: Any) -> Iterator[str]:
         yield f"http://127.0.0.1:{getattr(server, 'effective_port', 0)}"
     finally:
         # The server's loop ends when nothing is left to wait for; it must be told in its own thread.
-        server.trigger.pull_trigger(lambda: [each.close() for each in list(dispatchers.values())])
+        # A loop that is awake anyway may close the trigger before it is pulled.
+        with suppress(OSError):
+            server.trigger.pull_trigger(lambda: [each.close() for each in list(dispatchers.values())])
         thread.join()
         server.task_dispatcher.shutdown()
