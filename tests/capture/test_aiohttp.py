@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,12 @@ from auditlog import Event, Session
 from auditlog.capture import current, identify
 from auditlog.capture.aiohttp import AuditMiddleware
 from auditlog.errors import InvalidSetting
-from auditlog.testing import RecordedLog, recorded_log
+from auditlog.testing import RecordedLog
 from tests.capture.helpers import records, snippet
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 PROXY = "127.0.0.1"
-
-
-@pytest.fixture
-def log() -> Iterator[RecordedLog]:
-    with recorded_log() as recorded:
-        yield recorded
 
 
 @asynccontextmanager

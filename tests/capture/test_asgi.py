@@ -52,12 +52,6 @@ Work = Callable[[], Awaitable[None]]
 Layer = tuple[Any, dict[str, Any]]
 
 
-@pytest.fixture
-def log() -> Iterator[RecordedLog]:
-    with recorded_log() as recorded:
-        yield recorded
-
-
 class Switch:
     """The app of the test that is running."""
 

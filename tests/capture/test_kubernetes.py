@@ -29,12 +29,6 @@ REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
 
 @pytest.fixture
-def log() -> Iterator[RecordedLog]:
-    with recorded_log() as recorded:
-        yield recorded
-
-
-@pytest.fixture
 def websockets() -> None:
     pytest.importorskip("websockets", reason="uvicorn needs it for WebSockets")
 

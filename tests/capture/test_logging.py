@@ -22,12 +22,6 @@ from tests.capture.helpers import records, snippet
 
 
 @pytest.fixture
-def log() -> Iterator[RecordedLog]:
-    with recorded_log() as recorded:
-        yield recorded
-
-
-@pytest.fixture
 def security(log: RecordedLog) -> Iterator[logging.Logger]:
     """A logger whose messages are events."""
     logger = logging.getLogger("shop.security")

@@ -21,12 +21,6 @@ from tests.capture.helpers import serve_asgi
 from tests.helpers import until
 
 
-@pytest.fixture
-def log() -> Iterator[RecordedLog]:
-    with recorded_log() as recorded:
-        yield recorded
-
-
 def pending(session_from: Any = None) -> Pending:
     """The session of a request, as the captures make it."""
     return Pending(lambda: (Session(ip_address="192.0.2.1", user_agent="curl"), "r-1"), session_from)

@@ -15,7 +15,7 @@ from auditlog import Session
 from auditlog.capture import current, identify
 from auditlog.capture.wsgi import AuditMiddleware
 from auditlog.errors import InvalidEvent, InvalidSetting
-from auditlog.testing import RecordedLog, recorded_log
+from auditlog.testing import RecordedLog
 from tests.capture.helpers import records, serve_wsgi, snippet
 from tests.helpers import until
 
@@ -25,12 +25,6 @@ if TYPE_CHECKING:
     App = Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]
 
 PROXY = "127.0.0.1"
-
-
-@pytest.fixture
-def log() -> Iterator[RecordedLog]:
-    with recorded_log() as recorded:
-        yield recorded
 
 
 def serve(app: App, **options: Any) -> AbstractContextManager[str]:
