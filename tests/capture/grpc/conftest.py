@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from auditlog.testing import RecordedLog, recorded_log
 from tests.capture.grpc.helpers import (
     STYLES,
     Aio,
@@ -24,12 +23,6 @@ def aio() -> Iterator[Aio]:
 def server(request: pytest.FixtureRequest, aio: Aio) -> Threads:
     """Each kind of server."""
     return Threads() if request.param == "threads" else aio
-
-
-@pytest.fixture
-def log() -> Iterator[RecordedLog]:
-    with recorded_log() as log:
-        yield log
 
 
 @pytest.fixture(params=STYLES)

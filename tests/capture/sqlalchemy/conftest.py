@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from auditlog.testing import RecordedLog, recorded_log
+from auditlog.testing import RecordedLog
 from tests.capture.sqlalchemy.helpers import (
     Cluster,
     Site,
@@ -19,12 +19,6 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
     engine = engine_for(tmp_path / "fleet.db")
     yield engine
     engine.dispose()
-
-
-@pytest.fixture
-def log() -> Iterator[RecordedLog]:
-    with recorded_log() as log:
-        yield log
 
 
 @pytest.fixture
