@@ -22,7 +22,8 @@ IsAudited = Callable[[str, str, str], bool]
 
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 _ASKS_WHAT_IS_ALLOWED = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-_connects = re.compile(r"/(?:pods|services|nodes)/[^/]+/(exec|attach|portforward|proxy)(?:/|$)")
+# Ahead only: one may begin within another, in a namespace called "services".
+_ways = re.compile(r"(?=/(?:pods|services|nodes)/[^/]+/(exec|attach|portforward|proxy)(?:/|$))")
 _LONGEST_METHOD = 64 << 10  # characters of method, path and query: no server takes more
 
 
@@ -34,13 +35,13 @@ def is_audited(method: str, path: str, query: str) -> bool:
     is recorded whatever its method, and for no way through a proxy a dry run counts: the API server
     does not look at `dryRun` there. `path` is that of the Kubernetes API, `query` the raw query.
     """
-    connects = _connects.search(path)
-    if connects and connects[1] != "proxy":
+    ways = set(_ways.findall(path))
+    if ways - {"proxy"}:
         return True
     if method in _READS:
         return False
     # All values must say so: what the API server makes of two that differ is its own affair.
-    if not connects and set(parse_qs(query, keep_blank_values=True).get("dryRun", ())) == {"All"}:
+    if not ways and set(parse_qs(query, keep_blank_values=True).get("dryRun", ())) == {"All"}:
         return False
     return not (method == "POST" and path.removesuffix("/") == _ASKS_WHAT_IS_ALLOWED)
 

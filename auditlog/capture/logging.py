@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping, MutableMapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from ..errors import InvalidEvent, InvalidSetting
 from ..events.model import Event, EventData
 from ..events.values import MAX_DEPTH, canonical, plain
@@ -123,7 +125,11 @@ def _plain(value: object, depth: int = 0) -> object:
     Never a container as text: the names in it tell which of its values are secrets.
     """
     with suppress(Exception):
-        if isinstance(value, Mapping):
+        if isinstance(value, BaseModel):
+            value = dict(value)
+        elif hasattr(value, "_asdict"):  # a named tuple
+            value = value._asdict()
+        elif isinstance(value, Mapping):
             value = dict(value)
         elif isinstance(value, Collection) and not isinstance(value, str | bytes | bytearray | tuple):
             value = list(value)
@@ -132,7 +138,7 @@ def _plain(value: object, depth: int = 0) -> object:
     if isinstance(value, dict | list) and depth == _DEEPEST:
         return f"a {type(value).__name__} that is nested too deep"
     if isinstance(value, dict):
-        return {_text(name): _plain(inner, depth + 1) for name, inner in value.items()}
+        return {_name(name): _plain(inner, depth + 1) for name, inner in value.items()}
     if isinstance(value, list):
         return [_plain(inner, depth + 1) for inner in value]
     try:
@@ -141,9 +147,15 @@ def _plain(value: object, depth: int = 0) -> object:
         return _text(value)
 
 
+def _name(key: object) -> str:
+    return key.decode(errors="replace") if isinstance(key, bytes) else _text(key)
+
+
 def _text(value: object) -> str:
     if isinstance(value, bytes | bytearray):
         return f"{len(value)} bytes"
+    if hasattr(value, "__dict__") and not isinstance(value, BaseException | type):
+        return f"a {type(value).__name__}"
     try:
         return clean(str(value), LONGEST_MESSAGE)
     except Exception:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from ..errors import InvalidSetting
 from ..events.model import Session
 from .address import ClientAddress, ForwardedHeader, Header
-from .session import Pending, captured
+from .session import Pending
 
 Request = TypeVar("Request")
 SessionFrom = Callable[[Request], Session | None]
@@ -55,9 +55,7 @@ class Capture(Generic[Request]):
     def pending(self, request: Request, peer: str, header: Header) -> Pending:
         """The session of a request from `peer`. Nothing is looked at before an event asks for it."""
         ask = None if self._session_from is None or self.awaits else partial(self._session_from, request)
-        around = captured()  # by another capture of the same request
-        identified = None if around is None else around.identified
-        return Pending(partial(self._describe, peer, header), ask, identified)
+        return Pending(partial(self._describe, peer, header), ask)
 
     async def ask(self, request: Request, pending: Pending) -> None:
         """Await a `session_from` that is a coroutine function, while `pending` is bound."""

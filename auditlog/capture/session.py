@@ -69,10 +69,9 @@ class Pending:
         self,
         describe: Callable[[], tuple[Session, str]],
         session_from: Callable[[], Session | None] | None = None,
-        identified: Session | None = None,
     ) -> None:
         self.denied = False  # was an `access_denied` written?
-        self.identified = identified
+        self.identified: Session | None = None
         self._describe = describe
         self._session_from = session_from
         self._described: Bound | None = None
@@ -171,6 +170,18 @@ def captured() -> Pending | None:
     return None if link is None else link.request
 
 
+def acting() -> Bound | Pending | None:
+    """Who acts here, for an event that is written later.
+
+    Like `bound`; but while a request is being asked who makes it, that is the request, which will
+    know by then.
+    """
+    link = _current.get()
+    if link is not None and link.request is not None and link.who is link.request.described():
+        return link.request
+    return bound()
+
+
 def is_denied() -> bool:
     """Was an `access_denied` written in the request that is running here?"""
     request = captured()
@@ -217,9 +228,16 @@ class binding:  # noqa: N801 - used as a function
         return self._who
 
     def __exit__(self, *exc_info: object) -> None:
-        link = _current.get()
-        if link is not None and link.by is self:
-            _current.set(link.outer)
+        above, link = [], _current.get()
+        while link is not None and link.by is not self:
+            above.append(link)
+            link = link.outer
+        if link is None:
+            return
+        rest = link.outer
+        for each in reversed(above):  # begun within this block, and not ended yet
+            rest = _Link(each.who, each.request, rest, each.by)
+        _current.set(rest)
 
 
 class stepping:  # noqa: N801 - used as a function

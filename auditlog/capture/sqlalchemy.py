@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import inspect
@@ -18,11 +18,11 @@ from sqlalchemy.event import listen
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
-from ..errors import AuditLogError, InvalidEvent, InvalidSetting
+from ..errors import AuditLogError, InvalidEvent, InvalidSetting, LoggerClosed
 from ..events.model import Event, EventData, EventType
 from .hooks import Hooks, Resource, event_of, log_failure
-from .session import Bound, binding, bound
-from .sqlalchemy_rows import Table, id_of, joined, read_rows, table_of
+from .session import Bound, Pending, acting, binding
+from .sqlalchemy_rows import Rows, Table, id_of, joined, read_rows, table_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, ORMExecuteState, SessionTransaction
@@ -94,7 +94,7 @@ class _Change:
     new: Resource | None = None
     statement: str = ""
     count: int = 0  # of rows, 0 where it is not known
-    who: Bound | None = None
+    who: Bound | Pending | None = None
     intent: str = ""
 
     def intent_event(self, outcome: str = "") -> Event:
@@ -124,6 +124,7 @@ class _Recorder:
 
     def before_flush(self, session: Session, context: Any, instances: Any) -> None:
         """Remember what a flush forgets: SQL expressions, versions, times of change."""
+        self._refuse_closed()
         dirty = [(row, table_of(row.mapper)) for row in map(inspect, session.dirty)]
         before = {row: table.before(row, flushed=False) for row, table in dirty if self._may_record(table)}
         if before or self in session.info:
@@ -148,8 +149,9 @@ class _Recorder:
             if rank == 2 and not changed and not moved:
                 continue
             if rank == 2:
-                for name in changed - state.dict.keys():
-                    getattr(state.obj(), name)  # loads what the database computed
+                if self._is_told(table):
+                    table.load(state, changed)
+                moved |= dict.fromkeys(changed - state.dict.keys(), "[not loaded]")
                 # What became known or unknown meanwhile is no change.
                 old = {n: was[n] for n in was.keys() - changed} | old
                 old = {n: old[n] for n in old.keys() & state.dict.keys()}
@@ -158,7 +160,7 @@ class _Recorder:
             change.new = None if rank == 0 else table.resource(row_id, state.dict, **moved)
             changes.append(change)
         if changes:
-            self._note(session, bound(), changes)
+            self._note(session, acting(), changes)
 
     def do_orm_execute(self, state: ORMExecuteState) -> Any:
         """Note what an `insert`, `update` or `delete` of a mapped class does."""
@@ -170,10 +172,15 @@ class _Recorder:
         tables = [] if known is None else [table_of(each) for each in known.mapper.self_and_descendants]
         if not any(map(self._may_record, tables)):
             return None
-        who = bound()  # now: where it cannot be found, nothing is to be done
+        self._refuse_closed()
+        who = acting()  # now: where it cannot be found, nothing is to be done
         step = self._insert if statement.is_insert else self._change
         result, changes = step(state, statement, known.entity, tables[0])
-        self._note(state.session, who, changes)
+        try:
+            self._note(state.session, who, changes)
+        except BaseException:  # as after a flush that fails
+            state.session.rollback()
+            raise
         return result
 
     def _insert(self, state: ORMExecuteState, statement: Any, entity: Any, table: Table) -> _Done:
@@ -204,10 +211,12 @@ class _Recorder:
         if is_keyed := bool(given) and isinstance(given, list):  # an update by primary keys
             where = table.having([[row.get(name) for name in table.key_names] for row in given], entity)
         is_known = not is_keyed or len(given) < self._too_many
-        before = read_rows(db, entity, where, None if is_keyed else given, self._too_many) if is_known else {}
-        is_known = is_known and len(before) < self._too_many
+        before: Rows = {}
+        if is_known:
+            before, count = read_rows(db, entity, where, None if is_keyed else given, self._too_many)
+            is_known = count < self._too_many and not table.sets_key(statement)
         result: Any = state.invoke_statement()
-        after = read_rows(db, entity, table.having(before, entity)) if before and is_known else {}
+        after = read_rows(db, entity, table.having(before, entity))[0] if before and is_known else {}
         action = EventType.DESTROY if statement.is_delete else EventType.UPDATE
         changes = []
         for key, (kind, values) in before.items() if is_known else ():
@@ -224,6 +233,12 @@ class _Recorder:
             changes = [_Change(action, table.resource_type, statement=str(statement), count=max(count, 0))]
         return result, changes
 
+    def before_commit(self, session: Session) -> None:
+        """From here on nobody knows, until the commit returns, whether the changes are made."""
+        session.flush()  # what fails in here has failed
+        if self in session.info:
+            self._pending(session).outcome = "unknown"
+
     def after_commit(self, session: Session) -> None:
         """A transaction was committed, or a savepoint released."""
         pending: _Pending | None = session.info.get(self)
@@ -232,33 +247,47 @@ class _Recorder:
             while around.parent is not None and not around.nested:
                 around = around.parent
             pending.changes.setdefault(around, []).extend(pending.changes.pop(savepoint, []))
+            pending.outcome = "failed"
         elif pending is not None:
             pending.outcome = "committed"
 
-    def after_rollback(self, session: Session) -> None:
-        """What became of a commit whose connection broke, nobody knows."""
-        root: Any = session.get_transaction()
-        if self in session.info and any(each[0].invalidated for each in root._connections.values()):
-            self._pending(session).outcome = "unknown"
+    def after_transaction_create(self, session: Session, transaction: SessionTransaction) -> None:
+        """Write what the transaction before has left: its end was interrupted."""
+        if transaction.parent is None and self in session.info:
+            try:
+                self._end(session)
+            except AuditLogError as error:  # of which this transaction is innocent
+                log.error("what a transaction has changed is not recorded: %s", error)
 
     def after_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:
         """Write the events, or forget them. The session is ready for its next transaction."""
-        pending: _Pending | None = session.info.get(self)
-        if pending is None:
+        if self not in session.info:
             return
-        changes = pending.changes.pop(transaction, [])
         if transaction.parent is None:
-            del session.info[self]
-            if pending.outcome == "committed":
-                self._write(changes, self._event)
-                return
+            self._end(session)
+        else:
+            self._close_intents(self._pending(session).changes.pop(transaction, []), "failed")
+
+    def _end(self, session: Session) -> None:
+        pending: _Pending = session.info.pop(self)
+        changes = list(chain.from_iterable(pending.changes.values()))
+        if pending.outcome == "committed":
+            self._write(changes, self._event)
+        else:
+            self._close_intents(changes, pending.outcome)
+
+    def _close_intents(self, changes: list[_Change], outcome: str) -> None:
         try:
             noted = [change for change in changes if change.intent]
-            self._write(noted, lambda change: change.intent_event(pending.outcome))
+            self._write(noted, lambda change: change.intent_event(outcome))
         except AuditLogError as error:  # why it was rolled back is what the caller must hear of
-            log.error("the outcome %r of intents is not recorded: %s", pending.outcome, error)
+            log.error("the outcome %r of intents is not recorded: %s", outcome, error)
 
-    def _note(self, session: Session, who: Bound | None, changes: list[_Change]) -> None:
+    def _refuse_closed(self) -> None:
+        if self._audit.closed:  # else a change would be made, and its event refused
+            raise LoggerClosed(self._audit.stats().directory)
+
+    def _note(self, session: Session, who: Bound | Pending | None, changes: list[_Change]) -> None:
         rule_of = self._hooks.rule
         noted = [each for each in changes if rule_of(each.resource_type).records(internal=who is None)]
         transaction = session.get_nested_transaction() or session.get_transaction()
@@ -315,6 +344,11 @@ class _Recorder:
     def _pending(self, session: Session) -> _Pending:
         pending: _Pending = session.info.setdefault(self, _Pending())
         return pending
+
+    def _is_told(self, table: Table) -> bool:
+        """Does an event tell what a row of this table holds?"""
+        rule = self._hooks.rule(table.resource_type)
+        return rule.hook is not None or rule.diff is not None
 
     def _may_record(self, table: Table) -> bool:
         return self._hooks.rule(table.resource_type).recorded == "record"

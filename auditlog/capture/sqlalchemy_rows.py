@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import date, time
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, inspect, select
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import LoaderCallableStatus, PassiveFlag
 from sqlalchemy.sql import ClauseElement
 
@@ -26,6 +28,7 @@ class Table:
     """What is to be known of a mapped class."""
 
     def __init__(self, mapper: Mapper[Any]) -> None:
+        self.mapper = mapper
         name = getattr(mapper.class_, "__audit_type__", None) or getattr(mapper.local_table, "name", None)
         self.resource_type = str(name or mapper.class_.__name__)
         mapped = {prop.key: prop.columns[0] for prop in mapper.column_attrs}
@@ -57,6 +60,20 @@ class Table:
             if each.added or each.deleted
         }
 
+    def load(self, state: InstanceState[Any], names: set[str]) -> None:
+        """Load what the database has computed, as far as that may be loaded."""
+        for name in names - state.dict.keys():
+            with suppress(InvalidRequestError):  # raiseload
+                getattr(state.obj(), name)
+
+    def sets_key(self, statement: Any) -> bool:
+        """May a statement give rows other keys, so that nobody can say which row is which?"""
+        values = dict(
+            getattr(statement, "_ordered_values", None) or getattr(statement, "_values", None) or {}
+        )
+        names = {getattr(column, "key", column) for column in dict(values)}
+        return not names.isdisjoint({*self.key_names, *(column.key for column in self.mapper.primary_key)})
+
     def having(self, keys: Iterable[Iterable[Any]], entity: Any) -> list[Any]:
         """Criteria for rows with these keys, which others may fulfil, too, where keys are composite."""
         values = map(set, zip(*keys, strict=True))
@@ -73,19 +90,22 @@ table_of = cache(Table)
 Rows = dict[tuple[Any, ...], tuple[Table, dict[str, Any]]]
 
 
-def read_rows(db: Any, entity: Any, where: list[Any], given: Any = None, most: int | None = None) -> Rows:
-    """Rows as the database has them, by their keys."""
+def read_rows(
+    db: Any, entity: Any, where: list[Any], given: Any = None, most: int | None = None
+) -> tuple[Rows, int]:
+    """Rows as the database has them, by their keys; and how many it gave, some of them twice in a join."""
     mapper = inspect(entity).mapper
     table = table_of(mapper)
     query = select(*(getattr(entity, name) for name in table.columns)).where(*where).limit(most)
     if db.dialect.name in ("postgresql", "mysql", "mariadb"):  # that nobody changes them in between
         query = query.with_for_update(of=entity)
-    found = {}
-    for row in db.execute(query, given):
+    found: Rows = {}
+    rows = db.execute(query, given).all()
+    for row in rows:
         values = dict(zip(table.columns, row, strict=True))
         own = mapper.polymorphic_map.get(values.get(table.kind), mapper)
         found[tuple(values[name] for name in table.key_names)] = table_of(own), values
-    return found
+    return found, len(rows)
 
 
 def id_of(row: Any) -> str:

@@ -274,10 +274,15 @@ class AsyncAuditedStore(AuditedStore[R]):
 
     async def _announce(self, who: Bound | None, event: Event, announced: list[str]) -> Any:
         writing = asyncio.ensure_future(self._write_as(who, event, may_drop=False))
-        try:
-            await asyncio.shield(writing)
-        finally:  # of a task that is cancelled meanwhile, too
-            announced.append(str(await writing))
+        cancelled: asyncio.CancelledError | None = None
+        while not writing.done():
+            try:
+                await asyncio.wait([writing])
+            except asyncio.CancelledError as error:  # perhaps again and again: where it is, must be known
+                cancelled = error
+        announced.append(str(writing.result()))
+        if cancelled is not None:
+            raise cancelled
 
     async def _flush(self) -> Any:
         await asyncio.to_thread(self.audit.flush)

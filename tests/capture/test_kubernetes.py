@@ -71,6 +71,7 @@ def test_the_rules_are_those_of_omni(method: str, path: str, query: str, audited
         ("POST", "/api/v1/namespaces/x/pods/y/exec", "command=sh&dryRun=All", True),
         ("POST", "/api/v1/namespaces/x/pods/y/attach/", "dryRun=All", True),
         ("GET", "/api/v1/namespaces/x/pods/y/portforward", "", True),
+        ("GET", "/api/v1/namespaces/services/pods/proxy/exec", "", True),
         ("POST", "/api/v1/namespaces/x/services/y/proxy/admin/delete", "dryRun=All", True),
         ("DELETE", "/api/v1/nodes/y/proxy/run", "dryRun=All", True),
         ("GET", "/api/v1/namespaces/x/services/y/proxy/metrics", "", False),

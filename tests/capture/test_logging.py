@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from datetime import time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import structlog
+from pydantic import BaseModel
 
 from auditlog import AuditLogger, InvalidSetting, Session, WriteFailed
 from auditlog.capture.logging import AuditHandler, add_session
@@ -68,6 +70,16 @@ def test_the_root_and_our_own_loggers_are_refused(log: RecordedLog, loggers: Any
         AuditHandler(log.audit, *loggers)
 
 
+class Login(BaseModel):
+    password: str
+    at: time
+
+
+class Point(NamedTuple):
+    password: str
+    at: time
+
+
 class Odd:
     def __str__(self) -> str:
         raise ValueError("no text")
@@ -88,7 +100,7 @@ def test_whatever_is_passed_as_extra_the_message_is_recorded(
     assert found["message"] == "failed\ufffd[31m"
     assert found["extra"]["id"] == str(number)
     assert found["extra"]["nan"] == "nan"
-    assert found["extra"]["odd"] == "a Odd without a text"
+    assert found["extra"]["odd"] == "a Odd"
     assert found["extra"]["password"] == "[redacted]"
     assert b"a secret value" not in log.entries[0].line
 
@@ -104,10 +116,19 @@ def test_secrets_are_found_in_extras_that_json_has_no_form_for(
         "raw": b"hunter2",
         1: {Decimal("1.5")},
     }
-    security.info("login", extra={"form": form, "views": form.values(), "cycle": cycle})
+    model = Login(password="hunter2", at=time(12))
+    others = [SimpleNamespace(password="hunter2"), Point("hunter2", time(12)), {b"password": "hunter2"}]
+    extra = {"form": form, "views": form.values(), "cycle": cycle, "model": model, "others": others}
+    security.info("login", extra=extra)
     line = log.entries[0].line
     assert line.count(b"hunter2") == 1  # a view of values has no names
     extra = log.records[0]["event_data"]["log"]["extra"]
+    assert extra["model"] == {"password": "[redacted]", "at": "12:00:00"}
+    assert extra["others"] == [
+        "a SimpleNamespace",
+        {"password": "[redacted]", "at": "12:00:00"},
+        {"password": "[redacted]"},
+    ]
     assert extra["form"]["password"] == "[redacted]"
     assert extra["form"]["raw"] == "7 bytes"
     assert extra["form"]["1"] == ["1.5"]

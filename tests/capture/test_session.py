@@ -418,27 +418,34 @@ def test_a_generator_function_is_not_wrapped() -> None:
         wrap(rows)
 
 
-def test_an_inner_capture_keeps_what_the_outer_one_identified(log: RecordedLog, alice: Session) -> None:
-    site = fastapi.FastAPI()
+def test_a_call_of_another_captured_application_has_its_own_actor(log: RecordedLog, alice: Session) -> None:
+    inner, outer = fastapi.FastAPI(), fastapi.FastAPI()
+    captured = AuditMiddleware(inner, session_from=lambda _: Session(email="service"))
 
-    @site.get("/")
+    @inner.get("/")
     def create() -> None:
         log.audit.create("Thing")
 
-    outer = fastapi.FastAPI()
-    outer.mount("/", AuditMiddleware(site))
-    with serve_asgi(AuditMiddleware(Identifying(outer, alice))) as address:
+    @outer.get("/")
+    async def pass_on() -> None:
+        identify(alice)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(captured)) as client:
+            await client.get("http://inner/")
+
+    with serve_asgi(AuditMiddleware(outer)) as address:
         httpx.get(address)
-    assert actors(log) == [alice.email]
+    assert [(session["email"], session.get("role")) for session in sessions(log)] == [("service", None)]
 
 
-class Identifying:
-    """An application behind an authentication."""
+def test_blocks_that_end_out_of_order_leave_nothing_behind(alice: Session) -> None:
+    def rows() -> Iterator[int]:
+        with bind(alice):
+            yield 1
 
-    def __init__(self, app: Any, session: Session) -> None:
-        self.app = app
-        self.session = session
-
-    async def __call__(self, *request: Any) -> None:
-        identify(self.session)
-        await self.app(*request)
+    stream = rows()
+    next(stream)
+    bob = Session(email="bob")
+    with bind(bob):
+        assert list(stream) == []
+        assert current() == bob
+    assert current() is None

@@ -5,10 +5,12 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, Integer, String
 from sqlalchemy import update as sql_update
+from sqlalchemy.orm import DeclarativeBase, deferred, mapped_column
 
 from auditlog import Session as Actor
+from auditlog.capture.hooks import Hooks
 from auditlog.capture.session import bind
 from auditlog.testing import RecordedLog
 from tests.capture.sqlalchemy.helpers import (
@@ -213,3 +215,32 @@ def test_values_that_json_has_no_form_for_are_told(site: Site) -> None:
         "span": "0:00:01",
     }
     assert Decimal(details["new"]["price"]) == Decimal("1.5")
+
+
+@pytest.mark.parametrize("hooked", [True, False])
+def test_a_column_that_may_not_be_loaded_stays_unloaded(
+    engine: Engine, log: RecordedLog, hooked: bool
+) -> None:
+    class Own(DeclarativeBase):
+        pass
+
+    class Heavy(Own):
+        __tablename__ = "heavy"
+        id = mapped_column(Integer, primary_key=True)
+        big = deferred(mapped_column(String), raiseload=True)
+
+    Own.metadata.create_all(engine)
+    hooks = Hooks()
+    if hooked:
+        hooks.on("heavy")(lambda change: {"row": change.content})
+    site = Site(engine, log, hooks)
+    with site.make() as session:
+        session.add(Heavy(id=1, big="x"))
+        session.commit()
+        row = session.get_one(Heavy, 1)
+        row.big = Heavy.id + 1
+        session.commit()
+    updated = site.seen()[-1]
+    assert updated["event_type"] == "update"
+    if hooked:
+        assert updated["event_data"]["row"] == {"id": 1, "big": "[not loaded]"}

@@ -184,3 +184,28 @@ def test_what_is_not_of_a_mapped_class_is_not_touched(filled: Site) -> None:
         one = aliased(Cluster)
         assert session.scalars(select(one.name).where(one.id == 1)).all() == ["y"]
     assert filled.told == []
+
+
+def test_rows_that_a_join_gives_twice_hide_no_others(engine: Engine, log: RecordedLog) -> None:
+    site = Site(engine, log, most_rows=5)
+    with site.make.begin() as session:
+        session.add_all([Cluster(id=number, name=str(number)) for number in (1, 2, 3)])
+        racks = [*((1, slot) for slot in range(5)), (2, 0), (3, 0)]
+        session.add_all(
+            [Machine(rack=f"r{cluster}", slot=slot, cluster_id=cluster) for cluster, slot in racks]
+        )
+    site.seen()
+    with site.make.begin() as session:
+        changed = sql_update(Cluster).where(Cluster.id == Machine.cluster_id).values(name="z")
+        assert len(set(session.execute(changed.returning(Cluster.id)).all())) == 3
+    (told,) = site.seen()
+    assert "statement" in told["event_data"]
+
+
+def test_an_update_of_keys_is_told_as_a_statement(filled: Site) -> None:
+    with filled.make.begin() as session:
+        session.execute(
+            sql_update(Tag).values(id=Tag.id + 100), execution_options={"synchronize_session": False}
+        )
+    for told in filled.seen():
+        assert "statement" in told["event_data"]

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, func, select
 from sqlalchemy import delete as sql_delete
+from sqlalchemy import update as sql_update
+from sqlalchemy.event import listens_for
 from sqlalchemy.exc import IntegrityError, PendingRollbackError
 from sqlalchemy.orm import (
     scoped_session,
 )
 
+from auditlog import LoggerClosed, WriteFailed
 from auditlog import Session as Actor
-from auditlog import WriteFailed
 from auditlog.capture.hooks import Change, Hooks, SkipEvent
 from auditlog.capture.session import Pending, bind, binding
 from auditlog.testing import FailingFiles, RecordedLog, recorded_log
@@ -244,7 +246,7 @@ def test_an_intent_whose_change_was_not_made_says_so(engine: Engine, log: Record
             session.rollback()
     intent, closing_ = site.details()
     assert intent == {"audit": {"action": "create"}}
-    outcome = "unknown" if end == "connection breaks" else "failed"
+    outcome = "unknown" if end in ("commit fails", "connection breaks") else "failed"
     assert closing_ == {
         "audit": {"action": "create", "outcome": outcome, "intent": str(log.entries[0].position)}
     }
@@ -281,3 +283,66 @@ def test_an_actor_whose_events_cannot_be_written_takes_nobody_elses_along(
             with pytest.raises(WriteFailed):
                 session.commit()
         assert [each["event_data"]["session"]["email"] for each in site.seen()] == ["bob@example.com"]
+
+
+def test_what_an_interrupted_commit_has_made_is_told_and_nothing_else(site: Site) -> None:
+    interrupts = [KeyboardInterrupt]
+
+    @listens_for(site.engine, "checkin")
+    def interrupt(*_: Any) -> None:
+        if interrupts:
+            raise interrupts.pop()
+
+    with site.make() as session:
+        session.add(Cluster(name="made"))
+        with pytest.raises(KeyboardInterrupt):
+            session.commit()
+        session.rollback()
+        session.add(Cluster(name="rolled back"))
+        session.flush()
+        session.rollback()
+    assert [each["event_data"]["new"]["name"] for each in site.seen()] == ["made"]
+
+
+def test_a_closed_log_keeps_a_session_from_changing_anything(site: Site) -> None:
+    site.log.audit.close()
+    with site.make() as session:
+        session.add(Cluster(name="blue"))
+        with pytest.raises(LoggerClosed):
+            session.commit()
+        session.rollback()
+        with pytest.raises(LoggerClosed):
+            session.execute(sql_delete(Cluster))
+        assert session.scalars(select(Cluster)).all() == []
+
+
+def test_a_statement_whose_intent_cannot_be_written_is_rolled_back(engine: Engine) -> None:
+    files = FailingFiles()
+    with recorded_log(files=files) as log:
+        site = Site(engine, log, with_rows(before=True))
+        with site.make() as session:
+            session.add(Cluster(name="blue"))
+            session.commit()
+            files.fail("write")
+            with pytest.raises(WriteFailed):
+                session.execute(sql_update(Cluster).values(name="evil"))
+            session.commit()
+            files.heal()
+            assert session.scalars(select(Cluster.name)).all() == ["blue"]
+
+
+def test_what_finding_the_actor_flushes_is_the_actors(site: Site) -> None:
+    with site.make() as session:
+        pending = Pending(
+            lambda: (Actor(ip_address="10.1.2.3"), ""),
+            lambda: Actor(email=session.scalar(select(Cluster.name).where(Cluster.id == 1)) or ""),
+        )
+        session.add(Cluster(id=1, name="alice@example.com"))
+        session.commit()
+        with binding(pending):
+            session.add(Cluster(id=2, name="blue"))
+            site.log.audit.create("Other")  # asks who acts, and so flushes
+            session.commit()
+    assert [each["event_data"]["session"].get("email") for each in site.seen()[1:]] == 2 * [
+        "alice@example.com"
+    ]
