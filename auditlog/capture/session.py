@@ -49,10 +49,6 @@ class Bound:
         """Itself."""
         return self
 
-    def now(self) -> Bound:
-        """Itself: nothing is to be found."""
-        return self
-
 
 class Pending:
     """The session of a request: what its transport says, then who its server says it is.
@@ -155,7 +151,8 @@ _current: ContextVar[_Link | None] = ContextVar("auditlog.session", default=None
 def bound() -> Bound | None:
     """What is bound here, found if need be; None where nothing is."""
     link = _current.get()
-    return None if link is None or link.who is None else link.who.now()
+    who = None if link is None else link.who
+    return who.now() if isinstance(who, Pending) else who
 
 
 def current() -> Session | None:
