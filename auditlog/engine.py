@@ -98,18 +98,14 @@ class Engine(forking.Forkable):
             data = with_request_id(data, request_id)
         data = self._redactor.details(data)
         event = encode(event_type, resource_type, resource_id, data, session, self._max_line_bytes)
-        if event_type in self._coalesced:
-            return self._write_coalesced(event_type, event, began_ms, request_id)
-        return self._write_one(event_type, event, began_ms)
+        return self._write_one(event_type, event, request_id, began_ms)
 
     def write(self, event: Event, may_drop: bool = True) -> Position | None:
         """Write a typed event. `may_drop`: may it be lost where `on_failure` says so?"""
         began_ms = self._now_ms()
         session, request_id = self._bound_session()
         encoded = self._encode(event, session, request_id, began_ms)
-        if event.event_type in self._coalesced:
-            return self._write_coalesced(event.event_type, encoded, began_ms, request_id)
-        position = self._write_one(event.event_type, encoded, began_ms, may_drop)
+        position = self._write_one(event.event_type, encoded, request_id, began_ms, may_drop)
         _note_denials(event)
         return position
 
@@ -153,22 +149,17 @@ class Engine(forking.Forkable):
         return position
 
     def _write_one(
-        self, event_type: str, encoded: Encoded, began_ms: int, may_drop: bool = True
+        self, event_type: str, encoded: Encoded, request_id: str, began_ms: int, may_drop: bool = True
     ) -> Position | None:
+        key = self._coalescer.key(encoded, request_id) if event_type in self._coalesced else b""
+        if key and (known := self._coalescer.repeat(key, began_ms)):
+            return known
         try:
-            return self._append((encoded,))[0]
+            position = self._append((encoded,))[0]
         except WriteFailed as error:
             self._give_up(error, (event_type,), began_ms, may_drop)
             return None
-
-    def _write_coalesced(
-        self, event_type: str, encoded: Encoded, began_ms: int, request_id: str
-    ) -> Position | None:
-        key = self._coalescer.key(encoded, request_id)
-        if key and (known := self._coalescer.repeat(key, began_ms)):
-            return known
-        position = self._write_one(event_type, encoded, began_ms)
-        if key and position:
+        if key:
             self._coalescer.opened(key, encoded, position, began_ms)
         return position
 

@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 
-from auditlog import AuditLogger, Event, EventData, InvalidSetting, K8sAccess, LoggerClosed, Session
+from auditlog import (
+    AuditLogger,
+    Event,
+    EventData,
+    InvalidSetting,
+    K8sAccess,
+    LoggerClosed,
+    Session,
+    WriteFailed,
+)
 from auditlog.capture.session import Bound, binding
 from auditlog.testing import FailingFiles, FixedClock, RecordedLog, recorded_log
 from tests.conftest import Start
@@ -156,6 +165,15 @@ def test_nothing_is_counted_before_the_first_is_in_the_file() -> None:
         until(lambda: any(record["event_type"] == "gap" for record in log.records))
         log.audit.close()
         assert sum(record["event_type"] == "k8s_access" for record in log.records) == 1
+
+
+def test_an_event_that_must_be_there_is_not_dropped_where_accesses_are_counted() -> None:
+    files = FailingFiles()
+    with recorded_log(coalesce=3600, files=files, on_failure="drop") as log:
+        data = EventData(k8s_access=K8sAccess(full_method_name="POST /a"))
+        files.fail("write")
+        with pytest.raises(WriteFailed):
+            log.audit.write(Event(event_type="k8s_access", event_data=data), may_drop=False)
 
 
 def test_a_sum_that_cannot_be_written_is_told_later(

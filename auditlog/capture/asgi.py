@@ -79,27 +79,27 @@ class DenialRecorder:
             return
 
         async def record() -> None:
-            if not is_denied():
-                await self.audit.awrite(denied(action_of(scope)))
+            await self.audit.awrite(denied(action_of(scope)))
 
         await self.app(scope, receive, on_denial(send, record))
 
 
 def on_denial(send: Send, record: Callable[[], Awaitable[object]]) -> Send:
-    """`send`, with `record` before an answer that denies the request."""
+    """`send`, with `record` before an answer that denies the request, unless that was recorded further in."""
     accepted = False
 
     async def watch(message: Message) -> None:
         nonlocal accepted
         kind = message["type"]
         if kind in ("http.response.start", "websocket.http.response.start"):
-            is_denied = message["status"] in DENIALS
+            denies = message["status"] in DENIALS
         else:
             accepted = accepted or kind == "websocket.accept"
-            is_denied = kind == "websocket.close" and not accepted  # the server makes it a 403
-        if is_denied:
+            denies = kind == "websocket.close" and not accepted  # the server makes it a 403
+        if denies:
             accepted = True  # once
-            await record()
+            if not is_denied():
+                await record()
         await send(message)
 
     return watch

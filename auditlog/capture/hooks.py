@@ -7,13 +7,16 @@ import logging
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import InvalidEvent, InvalidSetting
+from ..errors import InvalidEvent, InvalidSetting, LoggerClosed
 from ..events.model import Event, EventData, EventType
 from ..events.payloads import AuditFacts
 from ..events.values import canonical
 from .changes import changes
+
+if TYPE_CHECKING:
+    from ..logger import AuditLogger
 
 log = logging.getLogger("auditlog")
 
@@ -200,7 +203,7 @@ class Hooks:
         except SkipEvent:
             return "declined"
         except Exception as error:  # of the hook, or a resource's own: the change has been made all the same
-            log_failure(error, resource_type)
+            _log_failure(error, resource_type)
             return event_of(action, resource_type, resource_id, intent=intent)
 
     def _described(self, state: Any) -> Resource | None:
@@ -214,7 +217,29 @@ class Hooks:
         self._rules |= dict.fromkeys(_named(resource_types), rule)
 
 
-def log_failure(error: Exception, resource_type: str) -> None:
+def refuse_closed(audit: AuditLogger) -> None:
+    """Raise LoggerClosed before a change, which would be made, and its event refused."""
+    if audit.closed:
+        raise LoggerClosed(audit.stats().directory)
+
+
+def without_details(event: Event, error: InvalidEvent) -> Event:
+    """What is left of the event of a change that was made, where its hook gave what cannot be written."""
+    _log_failure(error, event.resource_type)
+    facts = EventData(audit=event.event_data.audit)
+    return event.model_copy(update={"event_data": facts})
+
+
+def intent_of(
+    action: str, resource_type: str, resource_id: str, *, outcome: str = "", intent: str = ""
+) -> Event:
+    """The event that announces a change; or what became of the one that stands at `intent`."""
+    return event_of(
+        EventType.INTENT, resource_type, resource_id, action=action, outcome=outcome, intent=intent
+    )
+
+
+def _log_failure(error: Exception, resource_type: str) -> None:
     """Log that a hook failed, without what its error says, which may be a value of the resource."""
     where = "".join(traceback.format_tb(error.__traceback__))
     text = "the hook for %s failed (%s), or gave what cannot be written; its event has no details\n%s"

@@ -12,7 +12,6 @@ from ..events.model import Event, EventData, EventType, denied
 from ..events.payloads import K8sAccess
 from .asgi import App, Receive, Scope, Send, header_values, on_denial
 from .request import clean, first, text_of
-from .session import is_denied
 
 if TYPE_CHECKING:
     from ..logger import AuditLogger
@@ -98,10 +97,7 @@ class KubernetesAccess:
         position = await self.audit.awrite(Event(event_type=EventType.K8S_ACCESS, event_data=data))
 
         async def record_denial() -> None:
-            if is_denied():
-                return
-            facts = denied(EventType.K8S_ACCESS, intent=position, k8s_access=access)
-            await self.audit.awrite(facts)
+            await self.audit.awrite(denied(EventType.K8S_ACCESS, intent=position, k8s_access=access))
 
         await self.app(scope, receive, on_denial(send, record_denial))
 

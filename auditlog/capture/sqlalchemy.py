@@ -18,9 +18,9 @@ from sqlalchemy.event import listen
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
-from ..errors import AuditLogError, InvalidEvent, InvalidSetting, LoggerClosed
-from ..events.model import Event, EventData, EventType
-from .hooks import Hooks, Resource, event_of, log_failure
+from ..errors import AuditLogError, InvalidEvent, InvalidSetting
+from ..events.model import Event, EventType
+from .hooks import Hooks, Resource, event_of, intent_of, refuse_closed, without_details
 from .session import Bound, Pending, acting, binding
 from .sqlalchemy_rows import Rows, Table, id_of, joined, read_rows, table_of
 
@@ -99,8 +99,8 @@ class _Change:
 
     def intent_event(self, outcome: str = "") -> Event:
         """The intent; or what became of it, where it is not this change."""
-        about = (EventType.INTENT, self.resource_type, self.resource_id)
-        return event_of(*about, action=self.action, outcome=outcome, intent=self.intent)
+        ref = (self.resource_type, self.resource_id)
+        return intent_of(self.action, *ref, outcome=outcome, intent=self.intent)
 
 
 @dataclass(slots=True)
@@ -124,7 +124,7 @@ class _Recorder:
 
     def before_flush(self, session: Session, context: Any, instances: Any) -> None:
         """Remember what a flush forgets: SQL expressions, versions, times of change."""
-        self._refuse_closed()
+        refuse_closed(self._audit)
         dirty = [(row, table_of(row.mapper)) for row in map(inspect, session.dirty)]
         before = {row: table.before(row, flushed=False) for row, table in dirty if self._may_record(table)}
         if before or self in session.info:
@@ -172,7 +172,7 @@ class _Recorder:
         tables = [] if known is None else [table_of(each) for each in known.mapper.self_and_descendants]
         if not any(map(self._may_record, tables)):
             return None
-        self._refuse_closed()
+        refuse_closed(self._audit)
         who = acting()  # now: where it cannot be found, nothing is to be done
         step = self._insert if statement.is_insert else self._change
         result, changes = step(state, statement, known.entity, tables[0])
@@ -283,10 +283,6 @@ class _Recorder:
         except AuditLogError as error:  # why it was rolled back is what the caller must hear of
             log.error("the outcome %r of intents is not recorded: %s", outcome, error)
 
-    def _refuse_closed(self) -> None:
-        if self._audit.closed:  # else a change would be made, and its event refused
-            raise LoggerClosed(self._audit.stats().directory)
-
     def _note(self, session: Session, who: Bound | Pending | None, changes: list[_Change]) -> None:
         rule_of = self._hooks.rule
         noted = [each for each in changes if rule_of(each.resource_type).records(internal=who is None)]
@@ -337,9 +333,7 @@ class _Recorder:
         try:
             self._audit.write(event)
         except InvalidEvent as error:
-            log_failure(error, event.resource_type)
-            facts = EventData(audit=event.event_data.audit)
-            self._audit.write(event.model_copy(update={"event_data": facts}))
+            self._audit.write(without_details(event, error))
 
     def _pending(self, session: Session) -> _Pending:
         pending: _Pending = session.info.setdefault(self, _Pending())

@@ -11,9 +11,9 @@ from contextlib import suppress
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from ..errors import AuditLogError, InvalidEvent, InvalidSetting, LoggerClosed
+from ..errors import AuditLogError, InvalidEvent, InvalidSetting
 from ..events.model import Event, EventType
-from .hooks import Hooks, Resource, event_of, log_failure
+from .hooks import Hooks, Resource, intent_of, refuse_closed, without_details
 from .session import Bound, binding, bound
 
 if TYPE_CHECKING:
@@ -145,8 +145,7 @@ class AuditedStore(Generic[R]):
         method = getattr(self.unaudited, action)
         if not self.audit.enabled:
             return (yield partial(method, *given, **kwargs))
-        if self.audit.closed:  # else the change would be made, and its event refused
-            raise LoggerClosed(self.audit.stats().directory)
+        refuse_closed(self.audit)
         puts = action in (EventType.CREATE, EventType.UPDATE)
         ref = _ref_of(self.hooks.describe(given[0])) if puts else _ref_of(Resource(*given[:2]))
         rule = self.hooks.rule(ref[0])
@@ -164,9 +163,7 @@ class AuditedStore(Generic[R]):
         called = False
         try:
             if rule.before:
-                yield partial(
-                    self._announce, here, event_of(EventType.INTENT, *ref, action=action), announced
-                )
+                yield partial(self._announce, here, intent_of(action, *ref), announced)
                 yield self._flush
             called = True
             result = yield partial(method, *given, **kwargs)
@@ -182,12 +179,9 @@ class AuditedStore(Generic[R]):
             try:
                 yield partial(write, event)
             except InvalidEvent as error:
-                log_failure(error, ref[0])
-                yield partial(write, event_of(event.event_type, *ref, intent=intent))
+                yield partial(write, without_details(event, error))
         elif intent:
-            yield partial(
-                write, event_of(EventType.INTENT, *ref, action=action, outcome=event, intent=intent)
-            )
+            yield partial(write, intent_of(action, *ref, outcome=event, intent=intent))
         return result
 
     def _get(self, ref: _Ref, new: R | None) -> _Steps:
@@ -200,9 +194,8 @@ class AuditedStore(Generic[R]):
         return None if old is new else _copy_of(old)
 
     def _tell(self, write: _Write, action: EventType, ref: _Ref, outcome: str, intent: str) -> _Steps:
-        closing = event_of(EventType.INTENT, *ref, action=action, outcome=outcome, intent=intent)
         try:
-            yield partial(write, closing)
+            yield partial(write, intent_of(action, *ref, outcome=outcome, intent=intent))
         except AuditLogError as error:  # the store's own error is what the caller must hear of
             log.error("the outcome %r of the intent at %s is not recorded: %s", outcome, intent, error)
 

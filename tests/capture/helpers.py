@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 import uvicorn
 from waitress.server import create_server  # type: ignore[import-untyped]
 
@@ -19,6 +20,22 @@ from tests.helpers import until
 
 PAGE = ROOT / "docs" / "integrations.md"
 LONGEST_SNIPPET = 15  # lines
+PROXY = "127.0.0.1"  # where clients of the tests call from
+
+# Whose forwarding headers tell which address: for every server alike.
+forwarded = pytest.mark.parametrize(
+    ("trusted", "headers", "address"),
+    [
+        ([], {"X-Forwarded-For": "192.0.2.1"}, PROXY),
+        ([PROXY], {}, PROXY),
+        ([PROXY], {"X-Forwarded-For": "192.0.2.1"}, "192.0.2.1"),
+        ([PROXY], {"X-Forwarded-For": "198.51.100.9, 192.0.2.1"}, "192.0.2.1"),
+        ([PROXY], {"Forwarded": 'for="[2001:db8::1]:80"'}, "2001:db8::1"),
+        ([PROXY], [("X-Forwarded-For", "198.51.100.9"), ("X-Forwarded-For", "192.0.2.1")], "192.0.2.1"),
+        ([PROXY], {"X_Forwarded_For": "198.51.100.9"}, PROXY),
+        (["10.0.0.0/8"], {"X-Forwarded-For": "192.0.2.1"}, PROXY),
+    ],
+)
 
 
 def snippet(heading: str) -> dict[str, Any]:

@@ -17,11 +17,9 @@ from auditlog.capture import current, identify
 from auditlog.capture.aiohttp import AuditMiddleware
 from auditlog.errors import InvalidSetting
 from auditlog.testing import RecordedLog
-from tests.capture.helpers import records, snippet
+from tests.capture.helpers import PROXY, forwarded, records, snippet
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-PROXY = "127.0.0.1"
 
 
 @asynccontextmanager
@@ -386,19 +384,7 @@ def test_a_client_that_is_gone_at_once_does_not_pass_for_a_unix_socket(log: Reco
     assert sessions(log)[0].get("ip_address", "") in (PROXY, "")  # some event loops have forgotten it
 
 
-@pytest.mark.parametrize(
-    ("trusted", "headers", "address"),
-    [
-        ([], {"X-Forwarded-For": "192.0.2.1"}, PROXY),
-        ([PROXY], {}, PROXY),
-        ([PROXY], {"X-Forwarded-For": "192.0.2.1"}, "192.0.2.1"),
-        ([PROXY], {"X-Forwarded-For": "198.51.100.9, 192.0.2.1"}, "192.0.2.1"),
-        ([PROXY], {"Forwarded": 'for="[2001:db8::1]:80"'}, "2001:db8::1"),
-        ([PROXY], [("X-Forwarded-For", "198.51.100.9"), ("X-Forwarded-For", "192.0.2.1")], "192.0.2.1"),
-        ([PROXY], {"X_Forwarded_For": "198.51.100.9"}, PROXY),
-        (["10.0.0.0/8"], {"X-Forwarded-For": "192.0.2.1"}, PROXY),
-    ],
-)
+@forwarded
 def test_only_trusted_proxies_tell_the_address(
     log: RecordedLog, trusted: list[str], headers: Any, address: str
 ) -> None:

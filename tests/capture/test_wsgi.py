@@ -16,15 +16,13 @@ from auditlog.capture import current, identify
 from auditlog.capture.wsgi import AuditMiddleware
 from auditlog.errors import InvalidEvent, InvalidSetting
 from auditlog.testing import RecordedLog
-from tests.capture.helpers import records, serve_wsgi, snippet
+from tests.capture.helpers import PROXY, forwarded, records, serve_wsgi, snippet
 from tests.helpers import until
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
     App = Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]
-
-PROXY = "127.0.0.1"
 
 
 def serve(app: App, **options: Any) -> AbstractContextManager[str]:
@@ -409,19 +407,7 @@ def test_a_connection_that_is_kept_alive_keeps_no_session(log: RecordedLog) -> N
     assert actors(log) == {"/0alice": "alice", "/1": "", "/2bob": "bob", "/3": ""}
 
 
-@pytest.mark.parametrize(
-    ("trusted", "headers", "address"),
-    [
-        ([], {"X-Forwarded-For": "192.0.2.1"}, PROXY),
-        ([PROXY], {}, PROXY),
-        ([PROXY], {"X-Forwarded-For": "192.0.2.1"}, "192.0.2.1"),
-        ([PROXY], {"X-Forwarded-For": "198.51.100.9, 192.0.2.1"}, "192.0.2.1"),
-        ([PROXY], {"Forwarded": 'for="[2001:db8::1]:80"'}, "2001:db8::1"),
-        ([PROXY], [("X-Forwarded-For", "198.51.100.9"), ("X-Forwarded-For", "192.0.2.1")], "192.0.2.1"),
-        ([PROXY], {"X_Forwarded_For": "198.51.100.9"}, PROXY),
-        (["10.0.0.0/8"], {"X-Forwarded-For": "192.0.2.1"}, PROXY),
-    ],
-)
+@forwarded
 def test_only_trusted_proxies_tell_the_address(
     log: RecordedLog, trusted: list[str], headers: Any, address: str
 ) -> None:
