@@ -10,8 +10,10 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any
@@ -97,6 +99,28 @@ class Ended(click.ClickException):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+@contextmanager
+def ended_by_signal(end: Callable[[], object]) -> Iterator[None]:
+    """Ctrl-C and TERM call `end`, so that what is at hand is completed; a second one interrupts that."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {each: handler for each, handler in before.items() if handler != signal.SIG_IGN}
+
+    def restore() -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    def on_signal(*_: object) -> None:
+        restore()
+        end()
+
+    for each in before:
+        signal.signal(each, on_signal)
+    try:
+        yield
+    finally:
+        restore()
 
 
 class _Commands(click.Group):

@@ -20,7 +20,15 @@ from ..storage.days import load_zone
 from ..storage.entry import CorruptLine, Entry
 from ..storage.layout import Position
 from . import fields
-from .app import Ended, TimesCommand, directory_option, end_argument, parse_bounds, start_argument
+from .app import (
+    Ended,
+    TimesCommand,
+    directory_option,
+    end_argument,
+    ended_by_signal,
+    parse_bounds,
+    start_argument,
+)
 from .output import CSV_FIELDS, TABLE_FIELDS, Csv, Json, Lines, Output, Table
 from .position_file import PositionFile
 from .text import visible
@@ -205,17 +213,15 @@ class _Reading:
 
     def _follow(self) -> None:
         where = None if self.positions else self.where
-        with self.reader.follow(self.start, after=self.after, where=where) as follower:
+        follower = self.reader.follow(self.start, after=self.after, where=where)
+        with follower, ended_by_signal(follower.close):
             if self.positions:
                 self.positions.reached(follower.position)
-            try:
-                for entry in self._printed(follower):
-                    self.out.flush()
-                    if self.positions:
-                        # All that is at hand is printed first: writing the file takes longer.
-                        self.positions.reached(entry.position, written=not follower.at_hand)
-            except KeyboardInterrupt:  # the way to end it
-                pass
+            for entry in self._printed(follower):
+                self.out.flush()
+                if self.positions:
+                    # All that is at hand is printed first: writing the file takes longer.
+                    self.positions.reached(entry.position, written=not follower.at_hand)
 
     def _bounds(self) -> tuple[date | datetime | None, date | datetime | None]:
         options = self.options

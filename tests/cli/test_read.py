@@ -329,9 +329,9 @@ class Followed:
     def ids(self) -> list[str]:
         return ids(self.output.read_text())
 
-    def end(self) -> None:
-        """As by Ctrl-C."""
-        self.process.send_signal(signal.SIGINT)
+    def end(self, by: signal.Signals = signal.SIGINT) -> None:
+        """As by Ctrl-C, unless by another signal."""
+        self.process.send_signal(by)
         assert self.process.wait(10) == 0
 
 
@@ -348,8 +348,9 @@ class TestFollow:
         until(lambda: followed.ids == ["1", "2"])
         followed.end()
 
+    @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
     def test_a_position_file_resumes_where_the_last_run_stopped(
-        self, start: Start, directory: Path, tmp_path: Path, log: AuditLogger
+        self, start: Start, directory: Path, tmp_path: Path, log: AuditLogger, by: signal.Signals
     ) -> None:
         position = tmp_path / "position"
         arguments = "--position-file", position, "--search", "Odd"
@@ -361,7 +362,7 @@ class TestFollow:
                 log.create("Odd" if number % 2 else "Even", f"{round_}-{number}")
                 written += [f"{round_}-{number}"] * (number % 2)
             if round_ == 1:
-                followed.end()  # the third round is written while nobody follows
+                followed.end(by)  # the third round is written while nobody follows
         followed = Followed(start, directory, tmp_path / "out", *arguments)
         until(lambda: len(followed.ids) >= len(written))
         assert followed.ids == written
