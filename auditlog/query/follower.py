@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import islice
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 # A write is seen within the longest pause. A look costs some 20 us: next to nothing, 20 times a second.
 SHORTEST_PAUSE = 0.001
 LONGEST_PAUSE = 0.05
-_BATCH = 256  # entries of a look
+_BATCH = 256  # entries of a look,
+_BATCH_BYTES = 1 << 20  # or so many bytes of them, and then one more
 
 Choose = Callable[[Entry], bool]
 
@@ -61,15 +63,20 @@ class _Following:
                     self._release()
 
     def _look_again(self) -> float:
+        room, full = _BATCH_BYTES, False
         try:
             for entry in islice(self._entries, _BATCH):
                 self._seen.append((entry.position, entry if self._choose(entry) else None))
+                room -= len(entry.line)
+                if room < 0:
+                    full = True
+                    break
         except PositionExpired:
             if not self._seen:
                 raise
             self._entries = self._tail.read()  # which raises it again, once what was read is handed on
             return 0.0
-        if len(self._seen) == _BATCH:
+        if full or len(self._seen) == _BATCH:
             return 0.0
         self._entries = self._tail.read()
         if self._seen:
@@ -116,6 +123,27 @@ class Follower(_Following, Iterator[Entry]):
                 self._stop.wait(pause)
         self.abandon()
         raise StopIteration
+
+    def take(self, timeout: float) -> list[Entry]:
+        """All entries that are at hand: up to 256 of them, or 1 MiB and one more.
+
+        Waits up to `timeout` seconds for the first. None come when `stop` is set, or after `close`. The
+        follower's `position` is behind them. Raises PositionExpired where one was missed.
+        """
+        deadline = time.monotonic() + timeout
+        while not (self._closed or self._stop.is_set()):
+            if self._seen:
+                entries = [entry for _, entry in self._seen if entry is not None]
+                self.position = self._seen[-1][0]
+                self._seen.clear()
+                if entries:
+                    return entries
+            if pause := self._look():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                self._stop.wait(min(pause, left))
+        return []
 
     def close(self) -> None:
         """End the loop, and close all files. A second call does nothing."""

@@ -416,3 +416,38 @@ class TestAfollow:
         assert asyncio.run(until_stopped()) == []
         with pytest.raises(TimeoutError):
             asyncio.run(until_cancelled())
+
+
+class TestTake:
+    def test_all_that_is_at_hand_comes_at_once(self, log: AuditLogger, directory: Path) -> None:
+        for number in range(10):
+            log.create("Odd" if number % 2 else "Even", str(number))
+        with AuditReader(directory).follow(
+            after=Position.START, where=Filter(resource_type="Odd")
+        ) as follower:
+            assert [entry.record["resource_id"] for entry in follower.take(0)] == ["1", "3", "5", "7", "9"]
+            assert follower.take(0.01) == []
+            log.create("Even", "10")
+            position = log.create("Even", "11")
+            assert follower.take(0.01) == []
+            assert follower.position == position  # it moves with what the filter passes over, too
+
+    def test_a_batch_is_bounded_by_entries_and_by_bytes(self, directory: Path) -> None:
+        small, large = [line(number) for number in range(300)], [line(300, note="x" * 600_000)] * 5
+        write_day(directory, "2024-08-12", b"".join(small + large))
+        with AuditReader(directory).follow(after=Position.START) as follower:
+            batches = list(iter(lambda: follower.take(0), []))
+        assert [len(batch) for batch in batches] == [256, 46, 2, 1]
+        assert [entry.line for batch in batches for entry in batch] == small + large
+
+    def test_it_waits_for_the_first_and_not_after_the_end(self, log: AuditLogger, directory: Path) -> None:
+        stop = threading.Event()
+        with AuditReader(directory).follow(stop=stop) as follower:
+            writer = threading.Thread(target=log.create, args=("T", "1"))
+            writer.start()
+            assert [entry.record["resource_id"] for entry in follower.take(20)] == ["1"]
+            writer.join()
+            log.create("T", "2")
+            stop.set()
+            assert follower.take(20) == []
+        assert follower.take(20) == []
