@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .errors import AccessDenied as AccessDenied
     from .errors import AuditLogError as AuditLogError
     from .errors import CorruptEntry as CorruptEntry
+    from .errors import DestinationBusy as DestinationBusy
+    from .errors import DestinationError as DestinationError
     from .errors import DirectoryError as DirectoryError
     from .errors import DiskFull as DiskFull
     from .errors import InvalidEvent as InvalidEvent
@@ -72,6 +74,8 @@ _HOMES = {
         "AccessDenied",
         "AuditLogError",
         "CorruptEntry",
+        "DestinationBusy",
+        "DestinationError",
         "DirectoryError",
         "DiskFull",
         "InvalidEvent",

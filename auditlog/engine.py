@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from .background import Periodic, RetentionStatus, SweepJob
 from .capture.session import bound, captured
@@ -20,6 +21,9 @@ from .storage import forking
 from .storage.layout import Position
 from .storage.retention import RetentionSweeper
 from .storage.writer import Writer
+
+if TYPE_CHECKING:
+    from .forward.forwarder import Forwarder  # loaded where it is asked for
 
 _DAY_MS = 86_400_000
 _SHORTEST_GAP_PAUSE, _LONGEST_GAP_PAUSE = 1.0, 60.0
@@ -70,6 +74,7 @@ class Engine(forking.Forkable):
         self._sync_error = ""
         self._gap_pause = _SHORTEST_GAP_PAUSE
         self._background: list[Periodic] = []
+        self._forwarders: list[Forwarder] = []
         self._sweep: SweepJob | None = None
         self._group = GroupCommit(
             self.path,
@@ -328,6 +333,10 @@ class Engine(forking.Forkable):
         if self._untold:
             self._failures.drop(self._untold, self._now_ms())
         self._tell_gap()
+        for forwarder in self._forwarders:
+            forwarder.stop(wait=False)
+        for forwarder in self._forwarders:
+            forwarder.stop()
         self.writer.close()
 
     def _agree_on_zone(self) -> None:
@@ -364,6 +373,10 @@ class Engine(forking.Forkable):
         if self._may_drop:
             jobs["auditlog-gap"] = self._tell_gap
         self._background = [Periodic(name, job) for name, job in jobs.items()]
+        if settings.forward:
+            from .forward.forwarder import start_all
+
+            self._forwarders = start_all(self.path, settings.forward, settings.clock, settings.files)
 
     def _sync(self) -> float:
         try:

@@ -16,6 +16,8 @@
     │   ├── PositionExpired its day was swept: entries were missed
     │   └── PositionInvalid it is not the start of a line of this log
     ├── CorruptEntry        a stored line cannot be decoded
+    ├── DestinationError    a destination did not take what is to be forwarded
+    │   └── DestinationBusy another process forwards to it
     └── AccessDenied        a session may not read the audit log (also a PermissionError)
 
 The constructor's arguments are the facts; each is an attribute, and the message is made from
@@ -177,6 +179,37 @@ class CorruptEntry(AuditLogError):
 
     def __str__(self) -> str:
         return f"the line at {self.position} is no event: {self.reason}; entry.line has its bytes"
+
+
+class DestinationError(AuditLogError):
+    """A destination cannot be reached, or does not take what it is sent. Nothing is lost by that.
+
+    `name` is the destination's. `retry_after`: how long it asked to be left alone, in seconds, or
+    None. Look at the receiver; what it did not take is sent again.
+    """
+
+    remedy = "what it did not take is sent again"
+
+    def __init__(self, name: str, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(name, reason, retry_after)
+        self.name, self.reason, self.retry_after = name, reason, retry_after
+
+    def __str__(self) -> str:
+        return f"destination {self.name}: {self.reason}; {self.remedy}"
+
+
+class DestinationBusy(DestinationError):
+    """Another process forwards to the destination, and goes on from the position that this one would.
+
+    Stop that one, or leave it the work.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, "another process forwards to it")
+        self.args = (name,)
+        self.remedy = (
+            f"stop that one, which `fuser` finds by .auditlog/forward/{name}.lock, or leave it the work"
+        )
 
 
 class AccessDenied(AuditLogError, PermissionError):

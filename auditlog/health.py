@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -53,20 +54,27 @@ class Stats:
             ("sync_failures_total", "counter", "Syncs that failed.", self.sync_failures),
             ("sync_seconds_total", "counter", "Time spent in syncs.", self.sync_seconds),
             ("sync_longest_seconds", "gauge", "The longest sync.", self.longest_sync_seconds),
-            ("last_error_timestamp_seconds", "gauge", "Last failed write.", _epoch(self.last_error_at)),
-            ("last_sweep_timestamp_seconds", "gauge", "Last retention sweep.", _epoch(swept_at)),
+            ("last_error_timestamp_seconds", "gauge", "Last failed write.", epoch(self.last_error_at)),
+            ("last_sweep_timestamp_seconds", "gauge", "Last retention sweep.", epoch(swept_at)),
             ("sweep_failing", "gauge", "Does sweeping fail, or pause?", int(bool(self.sweep_error))),
         ]
-        label = self.directory.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
         return "".join(
-            f"# HELP auditlog_{name} {text}\n"
-            f"# TYPE auditlog_{name} {kind}\n"
-            f'auditlog_{name}{{directory="{label}"}} {value}\n'
+            metric(name, kind, text, "directory", [(self.directory, value)])
             for name, kind, text, value in samples
         )
 
 
-def _epoch(at: datetime | None) -> float:
+def metric(name: str, kind: str, text: str, label: str, samples: Iterable[tuple[str, float]]) -> str:
+    """One metric in the Prometheus text format: a sample for each value of the label."""
+    lines = [f"# HELP auditlog_{name} {text}\n# TYPE auditlog_{name} {kind}\n"]
+    for value, number in samples:
+        escaped = value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+        lines.append(f'auditlog_{name}{{{label}="{escaped}"}} {number}\n')
+    return "".join(lines)
+
+
+def epoch(at: datetime | None) -> float:
+    """A time in seconds since the epoch; 0 for none."""
     return at.timestamp() if at else 0
 
 

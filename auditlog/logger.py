@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Self
@@ -15,8 +15,8 @@ from .events.secrets import SecretNames
 from .failures import Choice, OnFailure
 from .health import Stats
 from .query.access import READER_ROLES
-from .settings import Settings, seconds
-from .storage.days import Clock, SystemClock, load_zone
+from .settings import Settings
+from .storage.days import Clock, SystemClock, load_zone, seconds
 from .storage.files import Files
 from .storage.layout import Position
 from .storage.retention import Retention
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .capture.session import bind
     from .engine import Engine
     from .events.model import Event, Session
+    from .forward.destination import Destination
+    from .forward.status import DestinationStatus
     from .query.access import AuditedReader
     from .storage.entry import CorruptLine
 
@@ -63,6 +65,9 @@ class AuditLogger:
     hmac_key: replace secrets by `hmac-sha256:<hex>` instead, at least 16 random bytes.
     retention: what the background sweeper keeps (default: 30 days, today included); None: no
         sweeper.
+    forward: the destinations that every event is sent to, besides (docs/forwarding.md), by a thread
+        for each, which never fails a write or keeps it waiting. Several processes may name the same
+        ones: one of them sends, the others stand by.
     timezone: whose midnight ends a day (default "UTC"): an IANA name, or "local". The first
         writer of a directory decides it for good.
     max_line_bytes: the longest line, 4096 to 16 MiB (default 1 MiB). A longer event is cut,
@@ -91,6 +96,7 @@ class AuditLogger:
         redact_defaults: bool = True,
         hmac_key: bytes | None = None,
         retention: Retention | None = Retention(),  # noqa: B008 - immutable
+        forward: Sequence[Destination] = (),
         timezone: str = "UTC",
         max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
         allow_shared_directory: bool = False,
@@ -119,6 +125,11 @@ class AuditLogger:
         interval = seconds("fsync_interval", fsync_interval)
         timeout = seconds("lock_timeout", lock_timeout)
         zone_name, zone = load_zone(timezone)
+        destinations: tuple[Destination, ...] = ()
+        if forward:
+            from .forward.destination import checked
+
+            destinations = checked(forward)
         self._engine: Engine | None = None
         self._record: Record = _no_record
         if directory is None or os.fspath(directory) == "":
@@ -134,6 +145,7 @@ class AuditLogger:
             coalesce=window,
             redactor=Redactor(secrets, hmac_key),
             retention=retention,
+            forward=destinations,
             zone_name=zone_name,
             zone=zone,
             max_line_bytes=max_line_bytes,
@@ -306,6 +318,14 @@ class AuditLogger:
     def retention_status(self) -> RetentionStatus:
         """What the background sweeper did last, and whether it is well."""
         return RetentionStatus() if self._engine is None else self._engine.retention_status
+
+    def forward_status(self) -> list[DestinationStatus]:
+        """How each destination fares, whichever process sends to it. Counts what is not sent yet."""
+        if self._engine is None:
+            return []
+        from .forward.status import read_status
+
+        return read_status(self._engine.path)
 
     def stats(self) -> Stats:
         """What this logger did in this process: counts, waits, syncs, the last error and sweep."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta, tzinfo
+from datetime import tzinfo
 from typing import TYPE_CHECKING, Literal
 
-from .errors import InvalidSetting
 from .failures import OnFailure
 from .storage.days import Clock
 from .storage.files import Files
@@ -14,6 +13,7 @@ from .storage.retention import Retention
 
 if TYPE_CHECKING:
     from .events.redact import Redactor  # loads pydantic, which a disabled logger does without
+    from .forward.destination import Destination
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class Settings:
     coalesce: float
     redactor: Redactor
     retention: Retention | None
+    forward: tuple[Destination, ...]
     zone_name: str
     zone: tzinfo
     max_line_bytes: int
@@ -34,11 +35,3 @@ class Settings:
     internal_agent: str
     clock: Clock
     files: Files
-
-
-def seconds(setting: str, value: float | timedelta) -> float:
-    """A duration in seconds. Raises InvalidSetting where it is none, or not positive."""
-    number = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < 1e6:
-        raise InvalidSetting(setting, value, "must be a positive number of seconds, or a timedelta")
-    return float(number)

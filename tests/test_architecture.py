@@ -26,7 +26,9 @@ LAYERS = [
     "committing",
     "failures",
     "health",
+    "forward.destination",
     "settings",
+    "forward",
     "engine",
     "logger",
     "capture",
@@ -99,7 +101,7 @@ def test_importing_the_package_loads_nothing_else() -> None:
 
 
 def test_importing_the_logger_loads_no_optional_package() -> None:
-    optional = {"filelock", "dateutil", "asyncio", "click", "fastapi", "starlette", "httpx", "hypothesis"}
+    optional = {"filelock", "dateutil", "asyncio", "click", "fastapi", "starlette", "httpx", "ssl", "yaml"}
     assert not optional & loaded_after("from auditlog import AuditLogger, AuditReader")
 
 
@@ -113,6 +115,8 @@ OPTIONAL = {
     "capture.sqlalchemy_rows": {"sqlalchemy"},
     "capture.talos": {"grpc"},
     "cli": {"click"},
+    "forward.documents": {"yaml"},
+    "forward.http": {"httpx"},
     "storage.blocks": {"stringzilla"},
 }
 BASE = {"dateutil", "filelock", "orjson", "pydantic"}

@@ -27,6 +27,8 @@ EXAMPLES: dict[str, tuple[object, ...]] = {
     "PositionExpired": (Position.START, "its day is gone"),
     "PositionInvalid": (Position.START, "no line starts there"),
     "CorruptEntry": (Position.START, "it is no JSON"),
+    "DestinationError": ("siem", "connection refused", 2.0),
+    "DestinationBusy": ("siem",),
     "AccessDenied": ("Reader", ("Admin", "Auditor")),
 }
 CLASSES = {name: value for name, value in vars(errors).items() if inspect.isclass(value) and name != "Any"}

@@ -28,8 +28,8 @@ from ..errors import (
     PositionExpired,
     PositionInvalid,
 )
+from ..events.visible import visible
 from ..query.reader import AuditReader
-from .text import visible
 from .times import Time, parse_time
 
 USAGE, NO_PERMISSION, DAMAGE, EXPIRED, INVALID, POSITION_FILE, INTERRUPTED = 2, 3, 4, 10, 11, 12, 130
@@ -46,6 +46,7 @@ _COMMANDS = {
     "show": "Print one entry, and what is around it.",
     "doctor": "Look for all that may be wrong with a log.",
     "sweep": "Remove the day files that are older than the retention allows.",
+    "forward": "Send the log to other systems, and go on as it grows.",
 }
 
 directory_option = click.option(

@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple
 import click
 
 from ..errors import AuditLogError
+from ..events.visible import visible
+from ..forward.status import DestinationStatus, Lag, read_status
 from ..health import disk_problem
 from ..query.reader import AuditReader
 from ..storage.blocks import entry_runs
@@ -23,7 +25,7 @@ from ..storage.files import Files
 from ..storage.layout import STATE_DIRECTORY, day_file_name, parse_day_file_name
 from ..storage.retention import Retention, RetentionSweeper
 from .app import DAMAGE, directory_option
-from .text import visible
+from .forward_status import in_words
 
 MOST_NAMED = 10
 NEEDED_BYTES = 1 << 20  # of free space: the longest line of a log that is not configured otherwise
@@ -55,8 +57,8 @@ def command(directory: str, days: int, strict: bool) -> int:
     """Look at a log for all that may be wrong with it, and say what to do.
 
     Permissions, stray names, damaged lines with their positions, missing days, the clock, size and
-    free space, what the next sweep removes. Changes nothing. Ends with status 4 where lines are
-    damaged, 1 where something else is wrong.
+    free space, what the next sweep removes, how far destinations are. Changes nothing. Ends with
+    status 4 where lines are damaged, 1 where something else is wrong.
     """
     worst = 0
     for finding in Checkup(Path(directory).absolute(), Retention(days=days), strict=strict).findings():
@@ -89,6 +91,7 @@ class Checkup:
             yield from self._space(directory)
         if self._has_state:
             yield from self._sweep()
+            yield from self._destinations()
 
     def _directory(self, directory: Directory) -> Iterator[Finding]:
         found = os.fstat(directory.fd)
@@ -193,6 +196,32 @@ class Checkup:
             yield Finding(
                 "note", what, "a server with the log open sweeps them by itself; or run auditlog sweep"
             )
+
+    def _destinations(self) -> Iterator[Finding]:
+        try:
+            statuses = read_status(self._path)
+        except AuditLogError as error:
+            yield Finding("wrong", str(error))
+            return
+        for status in statuses:
+            yield from _of_destination(status)
+
+
+def _of_destination(status: DestinationStatus) -> Iterator[Finding]:
+    name = f"destination {status.name} ({status.endpoint})"
+    lag = Lag(status.lag_events, status.lag_seconds)
+    behind = f"{in_words(lag)} behind" if lag.events else "up to date"
+    for first, last in status.swept:
+        what = f"{name} never got what was written from {first} up to {last}: it was swept before"
+        yield Finding("note", what, "Retention(hold_for_destinations=True) keeps such days for a while")
+    if status.failing:
+        what = f"{name} fails, and is {behind}: {status.last_error}"
+        yield Finding("wrong", what, "look at the receiver; nothing is lost until its days are swept")
+    elif lag.events and not status.active:
+        remedy = f"forward to it, or remove .auditlog/forward/{status.name} where it is of no use any more"
+        yield Finding("note", f"{name} is {behind}, and nobody forwards to it", remedy)
+    else:
+        yield Finding("ok", f"{name} is {behind}")
 
 
 def _mode(found: os.stat_result) -> str:

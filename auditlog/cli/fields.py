@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, tzinfo
 from typing import Any
 
-from ..events.records import session_of
+from ..events.records import resource_of, session_of, text_of
 from ..query.filters import cluster_of
 from ..storage.entry import Entry
 
@@ -51,12 +51,6 @@ def moment_of(record: Mapping[str, Any], zone: tzinfo | None) -> datetime | None
     return moment.replace(microsecond=event_ts % 1000 * 1000)
 
 
-def resource_of(record: Mapping[str, Any]) -> str:
-    """The resource of a record: its short type and its id."""
-    kind = text_of(record.get("resource_type")).partition(".")[0]
-    return f"{kind}/{text_of(record.get('resource_id'))}".strip("/")
-
-
 def summary_of(record: Mapping[str, Any]) -> str:
     """What a record says of its event in a few words."""
     data = record.get("event_data")
@@ -71,11 +65,6 @@ def summary_of(record: Mapping[str, Any]) -> str:
         else:
             words.append(f"{name}={_short(value)}")
     return " ".join(words)[:_LONGEST_SUMMARY]
-
-
-def text_of(value: Any) -> str:
-    """A stored string; "" for anything else that stands in its place."""
-    return value if isinstance(value, str) else ""
 
 
 def _short(value: Any) -> str:

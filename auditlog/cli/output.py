@@ -12,10 +12,11 @@ from typing import Any, BinaryIO, Protocol
 import click
 import orjson
 
+from ..events.visible import visible
 from ..storage.blocks import Run
 from ..storage.entry import Entry
 from . import fields
-from .text import fit, visible, visible_json
+from .text import fit, visible_json
 
 _COLOURS = {
     "create": "green",

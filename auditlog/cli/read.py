@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from ..errors import CorruptEntry
+from ..events.visible import visible
 from ..query.filters import Filter
 from ..query.reader import AuditReader
 from ..storage.days import load_zone
@@ -31,7 +32,6 @@ from .app import (
 )
 from .output import CSV_FIELDS, TABLE_FIELDS, Csv, Json, Lines, Output, Table
 from .position_file import PositionFile
-from .text import visible
 
 MOST_ORDERED = 1_000_000
 FLUSH_SECONDS = 0.1

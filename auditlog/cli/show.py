@@ -9,11 +9,12 @@ import click
 import orjson
 
 from ..errors import CorruptEntry
+from ..events.visible import visible
 from ..query.reader import AuditReader
 from ..storage.entry import Entry
 from ..storage.layout import Position
 from .app import INVALID, Ended, directory_option
-from .text import visible, visible_json
+from .text import visible_json
 
 
 @click.command()

@@ -11,11 +11,11 @@ import click
 import orjson
 
 from ..errors import CorruptEntry
-from ..events.records import session_of
+from ..events.records import session_of, text_of
+from ..events.visible import visible
 from ..query.reader import AuditReader
 from .app import TimesCommand, directory_option, end_argument, parse_bounds, start_argument
-from .fields import text_of
-from .text import fit, visible, visible_json
+from .text import fit, visible_json
 
 _BAR_COLUMNS = 30
 _TICK = 10_000  # entries between two looks at the progress bar

@@ -16,19 +16,29 @@ from .app import Ended, directory_option
 @click.option(
     "--max-bytes", type=int, metavar="N", help="Remove whole oldest days until the log is no larger."
 )
+@click.option(
+    "--hold-for-destinations",
+    is_flag=True,
+    help="Keep what a destination was not sent yet, for as many days again.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
 @click.option(
     "--allow-shared-directory", is_flag=True, help="Others may write there, too; see docs/security.md."
 )
 def command(
-    directory: str, days: int, max_bytes: int | None, dry_run: bool, allow_shared_directory: bool
+    directory: str,
+    days: int,
+    max_bytes: int | None,
+    hold_for_destinations: bool,
+    dry_run: bool,
+    allow_shared_directory: bool,
 ) -> None:
     """Remove the day files that are older than the retention allows.
 
     The newest file, today's and files ahead of the clock are never removed. A server that has the
     log open does this by itself every night.
     """
-    retention = Retention(days=days, max_bytes=max_bytes)
+    retention = Retention(days, max_bytes, hold_for_destinations)
     sweeper = RetentionSweeper(directory, retention, allow_shared_directory=allow_shared_directory)
     report = sweeper.plan() if dry_run else sweeper.sweep()
     _print(report)
@@ -45,6 +55,8 @@ def _print(report: SweepReport) -> None:
     if report.kept:
         kept = f"{_days(len(report.kept))} ({report.kept_bytes:,} bytes) kept"
         click.echo(f"{kept}, from {report.oldest_kept} on")
+    if report.held:
+        click.echo(f"{_days(len(report.held))} of them for destinations that were not sent them yet")
     if report.next_due is not None:
         click.echo(f"the next falls due at {report.next_due.isoformat()}")
 

@@ -26,3 +26,14 @@ def session_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
         return {}
     session = data.get("session", data)
     return session if isinstance(session, dict) else {}
+
+
+def resource_of(record: Mapping[str, Any]) -> str:
+    """The resource of a record: its short type and its id."""
+    kind = text_of(record.get("resource_type")).partition(".")[0]
+    return f"{kind}/{text_of(record.get('resource_id'))}".strip("/")
+
+
+def text_of(value: Any) -> str:
+    """A stored string; "" for anything else that stands in its place."""
+    return value if isinstance(value, str) else ""

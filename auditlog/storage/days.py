@@ -1,4 +1,4 @@
-"""Time into days: the clock, the zone of a log, and where its days begin.
+"""Time into days: the clock, the zone of a log, where its days begin, and how long an option says.
 
 A clock is anything with the two methods of `Clock`; it is passed in, never patched.
 """
@@ -85,3 +85,11 @@ def start_of(day: date, zone: tzinfo) -> datetime:
 def start_ns(day: date, zone: tzinfo) -> int:
     """`start_of` in nanoseconds since the epoch."""
     return int(start_of(day, zone).timestamp()) * 1_000_000_000
+
+
+def seconds(setting: str, value: float | timedelta) -> float:
+    """A duration in seconds. Raises InvalidSetting where it is none, or not positive."""
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < 1e6:
+        raise InvalidSetting(setting, value, "must be a positive number of seconds, or a timedelta")
+    return float(number)

@@ -2,6 +2,7 @@
 
     <dir>/2024-08-12.jsonlog     a day file; nothing else of ours ends in .jsonlog
     <dir>/.auditlog/state        the zone and the newest swept day
+    <dir>/.auditlog/forward/     how far each destination has come, a file and a lock for each
 
 Omni ignores subdirectories, so that it can take a directory over, and give it back.
 """
@@ -14,6 +15,7 @@ from typing import ClassVar, NamedTuple
 
 STATE_DIRECTORY = ".auditlog"
 STATE_FILE = "state"
+FORWARD_DIRECTORY = "forward"
 
 _day = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _offset = re.compile(r"0|[1-9]\d*", re.ASCII)

@@ -17,6 +17,7 @@ from .directory import Directory
 from .files import Files, is_full
 from .layout import day_file_name
 from .lock import AppendLock
+from .progress import oldest_needed
 
 LONGEST_DAYS = 36_525  # a century
 _PAUSE = 0.05  # between two looks whether another sweep is over
@@ -29,10 +30,14 @@ class Retention:
     `days`: calendar days, today included (default 30). `max_bytes`: the size of all day files
     together; beyond it whole oldest days go, too (default None: no limit). Today's file, the
     newest one and files ahead of the clock are never removed, whatever the limit.
+
+    `hold_for_destinations`: whether a day that some destination was not sent yet is kept for up to
+    `days` days more (default False); `max_bytes` holds nevertheless.
     """
 
     days: int = 30
     max_bytes: int | None = None
+    hold_for_destinations: bool = False
 
     def __post_init__(self) -> None:
         if type(self.days) is not int or not 1 <= self.days <= LONGEST_DAYS:
@@ -40,6 +45,8 @@ class Retention:
             raise InvalidSetting("days", self.days, reason)
         if self.max_bytes is not None and (type(self.max_bytes) is not int or self.max_bytes < 1):
             raise InvalidSetting("max_bytes", self.max_bytes, "must be a positive number of bytes, or None")
+        if not isinstance(self.hold_for_destinations, bool):
+            raise InvalidSetting("hold_for_destinations", self.hold_for_destinations, "must be True or False")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +55,7 @@ class SweepReport:
 
     `at` is when it ran, `next_due` when the oldest kept day falls due; both are aware datetimes.
     `failed` names the days that were due and could not be removed, with the reason: they are
-    kept, and tried again by the next sweep.
+    kept, and tried again by the next sweep. `held` are those that are kept for a destination alone.
     """
 
     at: datetime
@@ -58,6 +65,7 @@ class SweepReport:
     kept_bytes: int
     next_due: datetime | None
     failed: tuple[tuple[date, str], ...] = ()
+    held: tuple[date, ...] = ()
     dry_run: bool = False
 
     @property
@@ -71,6 +79,7 @@ class _Plan:
     today: date
     due: dict[date, int] = field(default_factory=dict)  # day -> bytes, oldest first
     kept: dict[date, int] = field(default_factory=dict)
+    held: list[date] = field(default_factory=list)
 
 
 class RetentionSweeper:
@@ -196,12 +205,24 @@ class RetentionSweeper:
         newest = max((day for day in plan.kept if day <= today + ONE_DAY), default=today)
         oldest = today - timedelta(days=self.retention.days - 1)
         total = sum(plan.kept.values())
+        held_from = self._held_from(directory, oldest)
         for day in list(plan.kept):
             too_large = self.retention.max_bytes is not None and total > self.retention.max_bytes
             if day < min(newest, today) and (day < oldest or too_large):
+                if day >= held_from and not too_large:
+                    plan.held.append(day)
+                    continue
                 plan.due[day] = plan.kept.pop(day)
                 total -= plan.due[day]
         return plan
+
+    def _held_from(self, directory: Directory, oldest: date) -> date:
+        """The first day that is kept because a destination still needs it."""
+        if self.retention.hold_for_destinations:
+            needed = oldest_needed(directory, self._files)
+            if needed is not None:
+                return max(needed, oldest - timedelta(days=self.retention.days))
+        return oldest
 
     def _report(
         self,
@@ -225,5 +246,6 @@ class RetentionSweeper:
             kept_bytes=sum(kept.values()),
             next_due=next_due,
             failed=tuple(failed.items()),
+            held=tuple(plan.held),
             dry_run=dry_run,
         )

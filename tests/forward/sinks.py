@@ -1,0 +1,142 @@
+"""Receivers in the test's own process, which keep what they got: TCP, TLS and UDP on loopback."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from contextlib import suppress
+from typing import Any, Self
+
+import orjson
+
+from tests.helpers import until
+
+
+class Stream:
+    """A TCP or TLS server: the bytes of each connection, in the order in which they were made.
+
+    `close_after`: closes each connection when it has read so many bytes.
+    """
+
+    def __init__(
+        self, tls: ssl.SSLContext | None = None, port: int = 0, close_after: int | None = None
+    ) -> None:
+        self.connections: list[bytearray] = []
+        self.close_after = close_after
+        self.open: list[socket.socket] = []
+        self._tls = tls
+        self._server = socket.create_server(("127.0.0.1", port))
+        self.port: int = self._server.getsockname()[1]
+        self.endpoint = f"{'tls' if tls else 'tcp'}://127.0.0.1:{self.port}/"
+        self._threads = [threading.Thread(target=self._serve)]
+        self._threads[0].start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
+            self._threads.append(threading.Thread(target=self._read, args=(connection,)))
+            self._threads[-1].start()
+
+    def _read(self, connection: socket.socket) -> None:
+        try:
+            if self._tls is not None:
+                connection = self._tls.wrap_socket(connection, server_side=True)
+        except OSError:
+            connection.close()
+            return
+        got = bytearray()
+        self.connections.append(got)
+        self.open.append(connection)
+        with suppress(OSError):
+            while self.close_after is None or len(got) < self.close_after:
+                size = 1 << 20 if self.close_after is None else min(1 << 20, self.close_after - len(got))
+                chunk = connection.recv(size)
+                if not chunk:
+                    break
+                got += chunk
+        self.open.remove(connection)
+        connection.close()
+
+    @property
+    def lines(self) -> list[bytes]:
+        """The whole lines of all connections."""
+        return [line for got in self.connections for line in bytes(got).split(b"\n")[:-1]]
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        return [orjson.loads(line) for line in self.lines]
+
+    @property
+    def ids(self) -> list[str]:
+        return [message["resource_id"] for message in self.messages]
+
+    def drop(self) -> None:
+        """Close all connections, as a server does that ends."""
+        for connection in list(self.open):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        until(lambda: not self.open)
+
+    def forget(self) -> None:
+        """In a forked child: leave the server to the parent."""
+        for connection in [*self.open, self._server]:
+            connection.close()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self.drop()
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class Packets:
+    """A UDP socket: the packets that came."""
+
+    def __init__(self, port: int = 0) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+        self._socket.bind(("127.0.0.1", port))
+        self.port: int = self._socket.getsockname()[1]
+        self.endpoint = f"udp://127.0.0.1:{self.port}/"
+
+    def take(self, count: int) -> list[bytes]:
+        """So many packets, in the order in which they came."""
+        self._socket.settimeout(20)
+        return [self._socket.recv(1 << 16) for _ in range(count)]
+
+    def rest(self) -> list[bytes]:
+        """Those that are there."""
+        self._socket.settimeout(0)
+        found = []
+        with suppress(BlockingIOError):
+            while True:
+                found.append(self._socket.recv(1 << 16))
+        return found
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def free_port() -> int:
+    """A port of loopback at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
