@@ -17,7 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import CASES, make_day
+from benchmarks import cases, forwarding
+from benchmarks.cases import make_day
+
+CASES = cases.CASES | forwarding.CASES
 
 Figures = dict[str, Any]
 
@@ -94,8 +97,10 @@ def main() -> None:
         timed = CASES[name].run(Path(own), Path(log))
         print(json.dumps({"seconds": timed.seconds, "events": timed.events, "peak_bytes": peak_bytes()}))
         return
-    chosen = {name: case for name, case in CASES.items() if options.only in name}
-    names = [name for name in CASES if name in chosen or name in {case.baseline for case in chosen.values()}]
+    chosen = {name for name in CASES if options.only in name}
+    for _ in range(2):  # with what they are compared with, and what that is compared with
+        chosen |= {CASES[name].baseline for name in chosen}
+    names = [name for name in CASES if name in chosen]
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "log"
         make_day(log, options.events)

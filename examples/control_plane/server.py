@@ -26,6 +26,7 @@ from auditlog.capture.grpc import AioAuditInterceptor
 from auditlog.capture.kubernetes import KubernetesAccess
 from auditlog.capture.store import AuditedStore
 from auditlog.capture.talos import AioTalosAccess
+from auditlog.forward import load_destinations
 from examples.control_plane.store import Conflict, Missing, Resource, ResourceStore, merged
 
 # A real server asks its identity provider; these tokens stand for three people at their desks.
@@ -221,11 +222,14 @@ def main() -> None:
     """Serve until interrupted."""
     parser = argparse.ArgumentParser(description="An example control plane with an audit log.")
     parser.add_argument("--audit-log-dir", default="", help="where the audit log is kept; empty: nowhere")
+    parser.add_argument("--forward", default="", help="a YAML file of destinations; empty: none")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--talos-port", type=int, default=50000)
     options = parser.parse_args()
-    plane = ControlPlane(AuditLogger(options.audit_log_dir), f"{options.host}:{options.talos_port}")
+    destinations = load_destinations(options.forward) if options.forward else []
+    audit = AuditLogger(options.audit_log_dir, forward=destinations)
+    plane = ControlPlane(audit, f"{options.host}:{options.talos_port}")
     uvicorn.run(plane.app, host=options.host, port=options.port, log_level="warning")
 
 
