@@ -31,11 +31,11 @@ class Channel(Protocol):
     def open(self) -> None:
         """Connect, within the destination's `connect_timeout`."""
 
-    def send(self, entries: Sequence[Entry]) -> None:
+    def send(self, entries: Sequence[Entry]) -> int:
         """Hand over entries in their order; all of them can be decoded, unless the format is `raw`.
 
-        When it returns, as much is certain as the delivery promises. Raises OSError or DestinationError
-        where some were not taken; the receiver has `send_timeout` for each step.
+        Returns how many bytes were handed over of which the receiver has said nothing. Raises OSError or
+        DestinationError where some were not taken; the receiver has `send_timeout` for each step.
         """
 
     def check(self) -> None:

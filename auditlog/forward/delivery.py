@@ -54,9 +54,7 @@ class SentAgain:
 
     def hand_over(self, entries: Sequence[Entry], behind: Position) -> None:
         """Send entries, and be done with those that are more than 8 MiB behind them."""
-        if entries:
-            self._channel.send(entries)
-        size = sum(len(entry.line) for entry in entries)  # their messages are longer
+        size = self._channel.send(entries) if entries else 0
         self._before.append((self._reached, size))
         self._bytes += size
         while self._bytes - self._before[0][1] >= SENT_AGAIN_BYTES:

@@ -8,8 +8,9 @@ import random
 import threading
 import time
 from collections.abc import Iterable
+from datetime import date
 
-from ..errors import AuditLogError, CorruptEntry, DestinationBusy, DestinationError, PositionExpired
+from ..errors import AuditLogError, CorruptEntry, DestinationBusy, DestinationError, PositionInvalid
 from ..query.follower import Follower
 from ..query.reader import AuditReader
 from ..storage import forking
@@ -75,7 +76,7 @@ class Forwarder(forking.Forkable):
         self._connections = 0
         self._attempts = 0  # in a row that failed
         self._stored_at = 0.0
-        self._stored = b""
+        self._stored, self._store_error = b"", ""
         forking.register(self)
 
     # ------------------------------------------------------------------ running
@@ -157,8 +158,8 @@ class Forwarder(forking.Forkable):
         if last is None:
             return
         try:
-            while self.progress.position < last.position and not self._forward(until=last.position):
-                pass  # what was to come next was swept: on with what is there
+            if self.progress.position < last.position:
+                self._forward(until=last.position)
         except (OSError, DestinationError) as error:
             self._note_failure(reason := _reason_of(error))
             if isinstance(error, DestinationError):
@@ -167,13 +168,13 @@ class Forwarder(forking.Forkable):
 
     def _forward_on(self) -> None:
         while True:  # once at least, as above
-            began, pause = time.monotonic(), 0.0
+            began, before, pause = time.monotonic(), self.progress.position, 0.0
             try:
                 self._forward()
             except Exception as error:
                 self._tell_failure(error)
-                if time.monotonic() - began > _LASTING_SECONDS:
-                    self._attempts = 0
+                if self.progress.position > before or time.monotonic() - began > _LASTING_SECONDS:
+                    self._attempts = 0  # it works at times
                 pause = min(FIRST_PAUSE * 2 ** min(self._attempts, 16), LONGEST_PAUSE)
                 pause *= random.uniform(0.5, 1)  # so that many servers do not come back all at once
                 self._attempts += 1
@@ -181,14 +182,11 @@ class Forwarder(forking.Forkable):
             if self._stop.wait(pause):
                 return
 
-    def _forward(self, until: Position | None = None) -> bool:
-        """Connect, and hand over what there is and what comes, until something fails or all is done.
-
-        False where it cannot go on from its position, as that was swept.
-        """
+    def _forward(self, until: Position | None = None) -> None:
+        """Connect, and hand over what there is and what comes, until something fails or all is done."""
         try:
             self._look_at_oldest()
-            with self._reader.follow(after=self.progress.position) as follower:
+            with self._follow() as follower:
                 self._connect()
                 handover = KINDS[self._channel.delivery](self._channel, self.progress, self._claim)
                 finished = False
@@ -197,12 +195,26 @@ class Forwarder(forking.Forkable):
                     finished = self._channel.finish()
                 finally:
                     handover.end(finished)
-            return True
-        except PositionExpired:
-            self.progress.begins_with, self.progress.position = self.progress.position, Position.START
-            return False
         finally:
             self._channel.close()
+
+    def _follow(self) -> Follower:
+        """Read on from where it is."""
+        progress = self.progress
+        try:
+            return self._reader.follow(after=progress.position, on_missed=self._note_missed)
+        except PositionInvalid as error:
+            # A power loss took lines that were sent, or somebody edited the file. What stands in their
+            # place was not sent, and nobody knows where it begins.
+            if self._channel.delivery == "at_most_once":
+                follower, place = self._reader.follow(on_missed=self._note_missed), "with what is new"
+            else:
+                start = progress.position.day
+                follower = self._reader.follow(start, on_missed=self._note_missed)
+                place = f"with all of {start}"
+            log.error("destination %s: %s; going on %s", self.destination.name, error, place)
+            progress.position = progress.sent_through = follower.position
+            return follower
 
     def _connect(self) -> None:
         self._channel.open()
@@ -260,21 +272,28 @@ class Forwarder(forking.Forkable):
         log.warning(text, self.destination.name, line.position, line.reason)
 
     def _look_at_oldest(self) -> None:
-        """Say what was swept before it was sent, where there is no line any more to go on behind."""
+        """Notice a sweep before anything was sent: then there is no line that it could be noticed by."""
         progress = self.progress
         if progress.position != Position.START:
             return
         oldest = next(self._quiet_reader.read(limit=1), None)
-        # Over TCP more than the rest may be due once more, and that is no loss.
-        since = max(progress.begins_with, progress.sent_through)
-        if oldest is None or oldest.position <= since:
+        if oldest is None:
             return
-        if since != Position.START:
-            progress.note_swept(since, oldest.position)
+        if progress.begins_with == Position.START:
+            progress.begins_with = oldest.position
+        else:
+            self._note_swept(progress.begins_with, oldest.position)
+
+    def _note_missed(self, position: Position, day: date) -> None:
+        self._note_swept(position, Position(day, 0))
+
+    def _note_swept(self, behind: Position, there: Position) -> None:
+        # Over TCP what was sent may be due once more, and that it is gone is no loss.
+        first = max(behind, self.progress.sent_through)
+        if there > first and self.progress.note_swept(first, there):
             text = "destination %s: what was written from %s to %s was swept before it was sent"
-            log.error(text, self.destination.name, since, oldest.position)
-        progress.begins_with = oldest.position
-        self._store()
+            log.error(text, self.destination.name, first, there)
+            self._store()
 
     def _note_success(self) -> None:
         if self.progress.failing:
@@ -307,9 +326,12 @@ class Forwarder(forking.Forkable):
             return
         try:
             self._place.write(self.progress)
-            self._stored = content
+            self._stored, self._store_error = content, ""
         except AuditLogError as error:
-            log.error("destination %s: how far it is cannot be stored: %s", self.destination.name, error)
+            if self._store_error != str(error):  # once
+                self._store_error = str(error)
+                text = "destination %s: how far it is cannot be stored: %s"
+                log.error(text, self.destination.name, error)
 
     def _now_ms(self) -> int:
         return self._clock.time_ns() // 1_000_000

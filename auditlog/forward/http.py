@@ -123,8 +123,8 @@ class HttpChannel:
             reason = f"the proxy of the environment cannot be used: {self._shown(str(error))}"
             raise self._error(reason) from None
 
-    def send(self, entries: Sequence[Entry]) -> None:
-        """Have all entries acknowledged, or refused for good.
+    def send(self, entries: Sequence[Entry]) -> int:
+        """Have all entries acknowledged, or refused for good; so it returns 0.
 
         Each request has a deadline of its own, `connect_timeout` and `send_timeout` together.
         """
@@ -137,6 +137,7 @@ class HttpChannel:
         for refused in outcome.refused:
             self._progress.rejected += refused.number
             self._tell(refused)
+        return 0
 
     def check(self) -> None:
         """There is no connection between requests that would matter."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import ssl
 from collections.abc import Sequence
@@ -73,14 +74,16 @@ class StreamChannel:
             raise
         self._socket = connection
 
-    def send(self, entries: Sequence[Entry]) -> None:
+    def send(self, entries: Sequence[Entry]) -> int:
         """Hand the messages to the kernel; it must take some of them within each `send_timeout`."""
         self.check()
         framed = self._form.framed
         rest = memoryview(b"".join([framed(self._message(entry)) for entry in entries]))
+        size = len(rest)
         connection = self._connection
         while rest:
             rest = rest[connection.send(rest) :]
+        return size
 
     def _message(self, entry: Entry) -> bytes:
         message = self._form.message(entry)
@@ -109,14 +112,17 @@ class StreamChannel:
             connection = self._connection
             connection.settimeout(_FINISH_SECONDS)
             if isinstance(connection, ssl.SSLSocket):
-                with suppress(ssl.SSLEOFError):  # it closed without a word of TLS
-                    connection = connection.unwrap()
+                connection = connection.unwrap()
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(4096):
                 pass
             return True
         except TimeoutError:
             return False
+        except ssl.SSLError as error:
+            if "ALERT" in (error.reason or ""):  # it has something against us
+                raise
+            return False  # it closed without a word of TLS, as one does that is killed
         finally:
             self.close()
 
@@ -151,12 +157,14 @@ class UdpChannel:
         self._progress = progress
         self._form = form_for(destination)
         self._limit = destination.message_limit
+        self._refusals = 0  # after each the host's next address is tried
         self._socket: socket.socket | None = None
 
     def open(self) -> None:
         """Find the receiver. Nothing says whether it is there."""
         url = self._destination.url
-        family, kind, protocol, _, address = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_DGRAM)[0]
+        found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_DGRAM)
+        family, kind, protocol, _, address = found[self._refusals % len(found)]
         self._socket = socket.socket(family, kind, protocol)
         try:
             self._socket.settimeout(self._destination.send_timeout)
@@ -165,7 +173,7 @@ class UdpChannel:
             self.close()
             raise
 
-    def send(self, entries: Sequence[Entry]) -> None:
+    def send(self, entries: Sequence[Entry]) -> int:
         """Send a packet for each entry; `taken` says for how many, where it fails."""
         self.taken = 0
         for entry in entries:
@@ -173,13 +181,14 @@ class UdpChannel:
             if len(message) > self._limit or not self._was_sent(message):
                 self._send_cut(entry)
             self.taken += 1
+        return 0
 
     def _was_sent(self, message: bytes) -> bool:
         """False where the packet is too large for the way to the receiver."""
         try:
             self._connection.send(message)
         except ConnectionRefusedError:  # tells of a packet before this one
-            self._progress.lost += 1
+            self._note_refusal()
             raise
         except OSError as error:
             if error.errno == errno.EMSGSIZE and self._limit > MIN_MESSAGE_BYTES:
@@ -196,11 +205,19 @@ class UdpChannel:
         """Raise ConnectionRefusedError where the receiver's machine said that nobody listens."""
         error = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error == errno.ECONNREFUSED:
-            self._progress.lost += 1
+            self._note_refusal()
             raise ConnectionRefusedError(error, "nobody listens there")
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    def _note_refusal(self) -> None:
+        self._progress.lost += 1
+        self._refusals += 1
 
     def finish(self) -> bool:
-        """There is nothing to wait for."""
+        """There is nothing to wait for; but what is known by now of the last packets is noted."""
+        with suppress(OSError):
+            self.check()
         self.close()
         return True
 

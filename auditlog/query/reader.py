@@ -112,6 +112,7 @@ class AuditReader:
         after: Position | None = None,
         where: Filter | None = None,
         stop: threading.Event | None = None,
+        on_missed: Callable[[Position, date], None] | None = None,
     ) -> Follower:
         """Give the entries from `start` on, or behind `after`, and go on as more are written.
 
@@ -120,9 +121,10 @@ class AuditReader:
         set. The follower's `position` says where to resume, even before the first entry.
 
         Raises what `read` raises; the loop raises PositionExpired where days were swept before
-        they could be read.
+        they could be read. With `on_missed` it does not, nor where the day of `after` is gone: it is
+        called with the position behind which entries are missing, and the day that is read next.
         """
-        return Follower(*self._tail(start, after, where), stop)
+        return Follower(*self._tail(start, after, where, on_missed), stop)
 
     def afollow(
         self,
@@ -136,7 +138,11 @@ class AuditReader:
         return AsyncFollower(*self._tail(start, after, where), stop)
 
     def _tail(
-        self, start: Bound, after: Position | None, where: Filter | None
+        self,
+        start: Bound,
+        after: Position | None,
+        where: Filter | None,
+        missed: Callable[[Position, date], None] | None = None,
     ) -> tuple[Tail, Callable[[Entry], bool]]:
         _check_filter(where)
         if start is not None and after is not None:
@@ -144,13 +150,18 @@ class AuditReader:
         with self._directory() as directory:
             zone = directory.zone()
             span = parse_range(start, None, zone)
-            tail = Tail(self._path, self._files, self._clock, zone, self._on_corrupt)
+            tail = Tail(self._path, self._files, self._clock, zone, self._on_corrupt, missed)
             try:
                 if after is not None:
                     offset = self._resume(directory, directory.days(), after, newest_first=False)
                     tail.begin_behind(after, offset)
                 else:
                     tail.begin_behind_last(span.first if start is not None else date.max)
+            except PositionExpired:
+                if after is None or missed is None:
+                    tail.close()
+                    raise
+                tail.begin_behind_gone(after)
             except BaseException:
                 tail.close()
                 raise

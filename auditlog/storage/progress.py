@@ -36,7 +36,8 @@ class Progress:
     sent, cut, rejected, lost, damaged: messages that were handed over (the repeated ones, too); that were
     cut because they did not fit; that the receiver refused for good; that were known not to arrive; stored
     lines that are no events. reconnects: connections made after the first.
-    begins_with: the oldest entry, while `position` is START; a sweep that takes it is noticed by that.
+    begins_with: the oldest entry when forwarding began; a sweep that takes it before anything was sent is
+    noticed by that.
     swept: the newest ranges of positions (from, to) that a sweep removed before they were sent.
     last_error, last_error_ms: why the last attempt failed, and when ("" and 0: none did).
     failing: whether nothing was handed over since.
@@ -85,9 +86,17 @@ class Progress:
         positions = {name: str(value) for name, value in stored.items() if isinstance(value, Position)}
         return orjson.dumps(stored | positions, option=orjson.OPT_APPEND_NEWLINE)
 
-    def note_swept(self, first: Position, last: Position) -> None:
-        """Remember a range that was swept before it was sent."""
-        self.swept = [*self.swept, (str(first), str(last))][-_MOST_SWEPT:]
+    def note_swept(self, first: Position, last: Position) -> bool:
+        """Remember a range that was swept before it was sent; False where it is known.
+
+        A destination that stays away loses more from the same position on: that is one range.
+        """
+        found, known = (str(first), str(last)), self.swept[-1:]
+        if found in known:
+            return False
+        others = self.swept[:-1] if known and known[0][0] == found[0] else self.swept
+        self.swept = [*others, found][-_MOST_SWEPT:]
+        return True
 
 
 class Place:
@@ -244,5 +253,6 @@ def _read(directory: Directory, below: int, name: str, files: Files) -> Progress
 
 
 def oldest_needed(directory: Directory, files: Files) -> date | None:
-    """The oldest day of which some destination may still need a line; None where there is no destination."""
-    return min((progress.position.day for progress in of_directory(directory, files).values()), default=None)
+    """The oldest day of which some destination was not sent all; None where there is no destination."""
+    found = of_directory(directory, files).values()
+    return min((max(each.position, each.sent_through).day for each in found), default=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from datetime import date, tzinfo
 
 from ..errors import PositionExpired
@@ -17,6 +17,8 @@ from .lines import Damaged, forwards, last_line
 
 log = logging.getLogger("auditlog")
 
+Missed = Callable[[Position, date], None]
+
 
 class Tail:
     """What is behind `position` in the log, now and later.
@@ -26,15 +28,26 @@ class Tail:
     of it was read; a file that was replaced, when the new one is there. `position` is that of the
     last line that was read, damaged ones too; `offset` is where the next one starts.
 
-    One thread at a time.
+    `missed` is told where days were swept before they could be read: behind which position, and the day
+    that is read next. Without it PositionExpired is raised. One thread at a time.
     """
 
-    def __init__(self, path: str, files: Files, clock: Clock, zone: tzinfo, damaged: Damaged) -> None:
+    def __init__(
+        self,
+        path: str,
+        files: Files,
+        clock: Clock,
+        zone: tzinfo,
+        damaged: Damaged,
+        missed: Missed | None = None,
+    ) -> None:
         self.position = Position.START
         self._files = files
         self._clock = clock
         self._zone = zone
         self._damaged = damaged
+        self._missed = missed
+        self._expired = False
         self._day: date | None = None
         self._offset = 0
         self._fd = -1
@@ -48,6 +61,11 @@ class Tail:
         if not self._open(position.day):
             raise PositionExpired(position, "its day is gone")  # swept just now
         self._offset = offset
+
+    def begin_behind_gone(self, position: Position) -> None:
+        """Read on behind a line that is gone, with the day that is still there."""
+        self.position = position
+        self._expired = True
 
     def begin_behind_last(self, before: date) -> None:
         """Read on behind the last line of the days before that one."""
@@ -106,13 +124,16 @@ class Tail:
             return None
         swept = self._directory.read_state().swept_through
         # A sweep says what it will remove before it removes the first file.
-        if (
+        if self._expired or (
             self._day is not None
             and swept is not None
             and swept > self._day
             and newer[0] > self._day + ONE_DAY
         ):
-            raise PositionExpired(self.position, f"days up to {swept} were swept before they were read")
+            if self._missed is None:
+                raise PositionExpired(self.position, f"days up to {swept} were swept before they were read")
+            self._expired = False
+            self._missed(self.position, newer[0])
         return newer[0]
 
     def _eligible(self, behind: date) -> list[date]:

@@ -30,7 +30,7 @@ class Scene:
         self.port = free_port()
         self.log = AuditLogger(directory, fsync="never", retention=None)
         self.positions: list[Position] = []  # of what was written
-        self.firsts: dict[Key, dict[str, Any]] = {}  # of what was kept, without what came again
+        self.firsts: dict[Key, bytes] = {}  # of the messages that were kept, without what came again
         self.ids: set[str] = set()
         self._kept = 0
         self.receiver: subprocess.Popen[bytes] | None = None
@@ -102,9 +102,10 @@ class Scene:
             content = file.read()
         content = content[: content.rfind(b"\n") + 1]
         self._read_bytes += len(content)
-        for message in map(orjson.loads, content.splitlines()):
+        for line in content.splitlines():
+            message = orjson.loads(line)
             key = (message["source"], message["position"], message["sha256"])
-            assert self.firsts.setdefault(key, message) == message
+            assert self.firsts.setdefault(key, line) == line
             self.ids.add(message["resource_id"])
             self._kept += 1
         return self._kept
@@ -128,7 +129,7 @@ class Scene:
             expected = [position for position in expected if position in arrived]
         assert sorted(set(expected) - arrived) == [], "nothing is missing"
         assert came == expected, "the order is that of the log"
-        for message in self.firsts.values():
+        for message in map(orjson.loads, self.firsts.values()):
             event = events[message["position"]]
             assert {name: message[name] for name in event} == event, "it is what the log has"
 

@@ -16,14 +16,12 @@ from tests.helpers import until
 class Stream:
     """A TCP or TLS server: the bytes of each connection, in the order in which they were made.
 
-    `close_after`: closes each connection when it has read so many bytes.
+    `says_goodbye`: whether it ends TLS in order, as one does that read all, and was not killed.
     """
 
-    def __init__(
-        self, tls: ssl.SSLContext | None = None, port: int = 0, close_after: int | None = None
-    ) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         self.connections: list[bytearray] = []
-        self.close_after = close_after
+        self.says_goodbye = True
         self.open: list[socket.socket] = []
         self._tls = tls
         self._server = socket.create_server(("127.0.0.1", port))
@@ -52,12 +50,10 @@ class Stream:
         self.connections.append(got)
         self.open.append(connection)
         with suppress(OSError):
-            while self.close_after is None or len(got) < self.close_after:
-                size = 1 << 20 if self.close_after is None else min(1 << 20, self.close_after - len(got))
-                chunk = connection.recv(size)
-                if not chunk:
-                    break
+            while chunk := connection.recv(1 << 20):
                 got += chunk
+            if self.says_goodbye and isinstance(connection, ssl.SSLSocket):
+                connection.unwrap()
         self.open.remove(connection)
         connection.close()
 
@@ -78,7 +74,7 @@ class Stream:
         """Close all connections, as a server does that ends."""
         for connection in list(self.open):
             with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)  # not that of TLS, which another is in
         until(lambda: not self.open)
 
     def forget(self) -> None:

@@ -228,6 +228,16 @@ class TestTls:
             append(directory, 1001)
             until(lambda: stream.ids[-2:] == ["1000", "1001"])
 
+    def test_a_receiver_that_ends_without_a_word_may_have_read_nothing(
+        self, directory: Path, stream: Stream, ca_file: str
+    ) -> None:
+        days_of(directory, 4)
+        stream.says_goodbye = False
+        assert once(directory, stream.endpoint, ca_file=ca_file).position == Position.START
+        stream.says_goodbye = True
+        assert once(directory, stream.endpoint, ca_file=ca_file).position > Position.START
+        until(lambda: stream.ids == ["0", "1", "2", "3"] * 2)
+
     def test_a_certificate_of_an_unknown_authority_is_refused(self, directory: Path, stream: Stream) -> None:
         days_of(directory, 2)
         with pytest.raises(DestinationError, match="TLS: unable to get local issuer certificate"):
