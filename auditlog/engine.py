@@ -11,7 +11,7 @@ from .background import Periodic, RetentionStatus, SweepJob
 from .capture.session import bound, captured
 from .coalescing import COALESCED, Coalescer
 from .committing import Append, Committer, GroupCommit
-from .errors import AuditLogError, DirectoryError, InvalidEvent, SyncFailed, WriteFailed
+from .errors import AuditLogError, DirectoryError, InvalidEvent, InvalidSetting, SyncFailed, WriteFailed
 from .events.codec import Encoded, encode, encode_event, encode_session, with_request_id
 from .events.model import Event, EventType, Session
 from .failures import Failures
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 _DAY_MS = 86_400_000
 _SHORTEST_GAP_PAUSE, _LONGEST_GAP_PAUSE = 1.0, 60.0
-_CHECK_TIMEOUT = 1.0
-_LONGEST_COALESCE_PAUSE = 1.0
+_CHECK_TIMEOUT, _LONGEST_COALESCE_PAUSE = 1.0, 1.0
 
 log = logging.getLogger("auditlog")
 
@@ -53,7 +52,7 @@ class Engine(forking.Forkable):
             allow_shared=settings.allow_shared_directory,
             lock_timeout=settings.lock_timeout,
             synced=settings.fsync != "never",
-            forked=self._start_background,
+            forked=self._start_in_child,
         )
         self._begin()
         try:
@@ -333,10 +332,9 @@ class Engine(forking.Forkable):
         if self._untold:
             self._failures.drop(self._untold, self._now_ms())
         self._tell_gap()
-        for forwarder in self._forwarders:
-            forwarder.stop(wait=False)
-        for forwarder in self._forwarders:
-            forwarder.stop()
+        for wait in (False, True):  # all are told before the first is waited for
+            for forwarder in self._forwarders:
+                forwarder.stop(wait=wait)
         self.writer.close()
 
     def _agree_on_zone(self) -> None:
@@ -377,6 +375,12 @@ class Engine(forking.Forkable):
             from .forward.forwarder import start_all
 
             self._forwarders = start_all(self.path, settings.forward, settings.clock, settings.files)
+
+    def _start_in_child(self) -> None:
+        try:
+            self._start_background()
+        except InvalidSetting as error:  # as where it may not read a certificate
+            log.error("%s: this process does not forward: %s", self.path, error)
 
     def _sync(self) -> float:
         try:

@@ -1,7 +1,9 @@
-"""What several tests need: day files by hand, what a directory holds, and real processes."""
+"""What several tests need: day files by hand, what a directory holds, ports, and waiting."""
 
 from __future__ import annotations
 
+import random
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,3 +56,16 @@ def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.005)
+
+
+def free_port() -> int:
+    """A port of loopback, below those that the kernel gives away: it stays free while nobody listens."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as packets:
+            try:
+                stream.bind(("127.0.0.1", port))
+                packets.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port

@@ -116,7 +116,7 @@ OPTIONAL = {
     "capture.talos": {"grpc"},
     "cli": {"click"},
     "forward.documents": {"yaml"},
-    "forward.http": {"httpx"},
+    "forward.http": {"h11", "httpx"},
     "storage.blocks": {"stringzilla"},
 }
 BASE = {"dateutil", "filelock", "orjson", "pydantic"}

@@ -49,12 +49,20 @@ _COMMANDS = {
     "forward": "Send the log to other systems, and go on as it grows.",
 }
 
+
+def _not_empty(_ctx: click.Context, _param: click.Parameter, directory: str) -> str:
+    if not directory:  # a variable of the shell that is not set; it would mean the current directory
+        raise click.BadParameter("it is empty; name the directory of the log")
+    return directory
+
+
 directory_option = click.option(
     "--audit-log-dir",
     "directory",
     envvar="AUDITLOG_DIR",
     required=True,
     metavar="DIR",
+    callback=_not_empty,
     help="The directory of the log (or AUDITLOG_DIR).",
 )
 
@@ -167,8 +175,9 @@ def command() -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, and return its exit code; no error leaves it as a traceback."""
-    if sys.stdout is None:  # it was closed: `>&-`
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed: `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that has no bars gets question marks
     try:

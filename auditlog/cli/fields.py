@@ -51,7 +51,7 @@ def moment_of(record: Mapping[str, Any], zone: tzinfo | None) -> datetime | None
     return moment.replace(microsecond=event_ts % 1000 * 1000)
 
 
-def summary_of(record: Mapping[str, Any]) -> str:
+def details_of(record: Mapping[str, Any]) -> str:
     """What a record says of its event in a few words."""
     data = record.get("event_data")
     if not isinstance(data, dict):
@@ -95,6 +95,6 @@ _FIELDS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "address": lambda record: text_of(session_of(record).get("ip_address")),
     "role": lambda record: text_of(session_of(record).get("role")),
     "user_agent": lambda record: text_of(session_of(record).get("user_agent")),
-    "summary": summary_of,
+    "summary": details_of,
 }
 NAMES = ("time", *_FIELDS, "position")

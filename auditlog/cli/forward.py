@@ -13,13 +13,14 @@ from queue import Empty, SimpleQueue
 import click
 
 from ..errors import AuditLogError, DestinationBusy, DestinationError, DirectoryError, InvalidSetting
-from ..forward.config import load_destinations
+from ..forward.config import at_place, destinations_by_place
 from ..forward.destination import Destination
 from ..forward.forwarder import Forwarder
 from ..forward.status import lag_behind, read_status
 from ..query.reader import AuditReader
 from ..storage.days import SystemClock
 from ..storage.directory import Directory
+from ..storage.entry import pass_over
 from ..storage.files import Files
 from ..storage.layout import Position
 from ..storage.progress import is_locked
@@ -77,7 +78,7 @@ def command(
         raise click.UsageError("--output is of --status")
     if config is None:
         raise click.UsageError("--config FILE names the destinations; docs/forwarding.md says how")
-    run = _Run(directory, load_destinations(config), once=once, allow_shared=allow_shared_directory)
+    run = _Run(directory, destinations_by_place(config), once=once, allow_shared=allow_shared_directory)
     return run.run()
 
 
@@ -114,10 +115,10 @@ class _Run:
     """One run of the command: a thread for each destination, and what is shown of them."""
 
     def __init__(
-        self, directory: str, destinations: list[Destination], *, once: bool, allow_shared: bool
+        self, directory: str, destinations: dict[str, Destination], *, once: bool, allow_shared: bool
     ) -> None:
         self._path = directory
-        self._destinations = destinations
+        self._destinations = destinations  # by their places in the file
         self._once = once
         self._allow_shared = allow_shared
         self._line = StatusLine(sys.stderr)
@@ -130,7 +131,7 @@ class _Run:
         with self._line.listening(), ended_by_signal(lambda: self._ended.put(None)):
             if not self._log_is_there():
                 return 0
-            self._reader = AuditReader(self._path, on_corrupt=lambda _: None)
+            self._reader = AuditReader(self._path, on_corrupt=pass_over)
             self._start()
             was_interrupted = self._wait()
             # What fails because it was interrupted is no failure.
@@ -167,18 +168,18 @@ class _Run:
         files = Files()
         # What we put there would else be another's, and in its owner's way.
         Directory(self._path, files, create=True, allow_shared=self._allow_shared).close()
-        for each in self._destinations:
+        for place, each in self._destinations.items():
             if is_locked(self._path, each.name, files):
                 raise DestinationBusy(each.name)
             try:
                 forwarder = Forwarder(self._path, each)
             except InvalidSetting as error:
-                setting = f"destination {each.name}: {error.setting}"
-                raise InvalidSetting(setting, error.value, error.reason) from None
+                raise at_place(place, error) from None
             self._forwardings.append(_Forwarding(forwarder, self._once, self._ended))
         for forwarding in self._forwardings:
             if not self._once:
-                log.info("forwarding to %s (%s)", forwarding.name, forwarding.forwarder.destination.endpoint)
+                endpoint = forwarding.forwarder.destination.shown_endpoint
+                log.info("forwarding to %s (%s)", forwarding.name, endpoint)
             forwarding.thread.start()
 
     def _wait(self) -> bool:
@@ -220,6 +221,8 @@ class _Run:
             text = " | ".join(", ".join(words[:count]) for words in told)
             if len(text) <= self._line.columns:
                 break
+        else:  # what is cut off at the end had better be well
+            text = " | ".join(words[0] for words in sorted(told, key=_is_well))
         self._line.show(text)
 
     def _told(self, forwarding: _Forwarding) -> list[str]:
@@ -244,6 +247,10 @@ class _Run:
         except (AuditLogError, OSError) as error:
             return "failing", str(error)  # which whoever forwards meets, too
         return (f"{in_words(lag)} behind" if lag.events else "up to date"), ""
+
+
+def _is_well(words: list[str]) -> bool:
+    return not words[0].endswith((": failing", ": failed"))
 
 
 def _complain(failed: dict[str, Exception], of: int) -> None:

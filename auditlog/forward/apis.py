@@ -88,9 +88,17 @@ class Loki(JsonApi):
 
     path = "/loki/api/v1/push"
 
-    # "entry for stream '{...}' has timestamp too old: ..., oldest acceptable timestamp is: ...", or
-    # "entry too far behind, entry timestamp is: ..., oldest acceptable timestamp is: ..."
-    _OLDEST = re.compile(rb"oldest acceptable timestamp is: (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?Z")
+    # "entry for stream '{...}' has timestamp too old: <time>, oldest acceptable timestamp is: <time>", or
+    # "entry with timestamp <time> ignored, reason: 'entry too far behind, entry timestamp is: <time>, oldest
+    # acceptable timestamp is: <time>'"; before several, "2 errors like: ". An answer that begins otherwise
+    # is not Loki's own, or about something else, and may repeat what stands in an event.
+    _TOO_OLD = re.compile(
+        rb"(?:\d+ errors(?: like)?: )?entry "
+        rb"(?:for stream '\{.*?\}' has timestamp too old: |"
+        rb"with timestamp [-+.: \w]+ ignored, reason: 'entry too far behind, (?:entry timestamp is: )?)"
+        rb"(?:[-+:\w]+, )?oldest acceptable timestamp is: "
+        rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:Z|[-+]\d\d:\d\d))"
+    )
 
     def __init__(self, destination: Destination) -> None:
         super().__init__(destination)
@@ -111,7 +119,8 @@ class Loki(JsonApi):
 
         That leaves no doubt, unless its clock is ahead.
         """
-        oldest = min(map(_seconds_of, self._OLDEST.findall(content)), default=0)
+        said = self._TOO_OLD.match(content)
+        oldest = _seconds_of(said[1]) if said else 0
         if oldest > time.time():
             return Verdict()
         old = [index for index, entry in enumerate(entries) if time_ns(entry) < oldest * SECOND_NS]
@@ -167,7 +176,7 @@ class Elasticsearch(JsonApi):
         path = destination.url.path.partition("?")[0]
         if path not in ("", "/") and not path.endswith("/_bulk"):
             reason = "the path must be that of the bulk API, like /my-index/_bulk"
-            raise InvalidSetting("endpoint", destination.endpoint, reason)
+            raise InvalidSetting("endpoint", destination.endpoint.partition("?")[0], reason)
 
     def body(self, entries: Sequence[Entry], limit: int | None = None) -> bytes:
         """Two lines for each entry: what to do, and the document."""
@@ -198,7 +207,7 @@ class Elasticsearch(JsonApi):
                 return not_understood(content)
             if status < 300 or status == _CONFLICT:
                 continue
-            why = f"{status} {_reason_of(result.get('error'))}"
+            why = f"{status} {_why(result.get('error'))}"
             if status not in REFUSED:
                 return Verdict(again=True, reason=why)
             reason = reason or why
@@ -228,7 +237,7 @@ def not_understood(content: bytes) -> Verdict:
     return Verdict(again=True, reason=f"not understood: {content.decode(errors='replace')}")
 
 
-def _reason_of(error: object) -> str:
+def _why(error: object) -> str:
     """Why a document was not taken."""
     if not isinstance(error, dict):
         return str(error)
@@ -239,6 +248,6 @@ def _reason_of(error: object) -> str:
 
 def _seconds_of(text: bytes) -> int:
     try:
-        return int(datetime.fromisoformat(text.decode() + "Z").timestamp())
+        return int(datetime.fromisoformat(text.decode()).timestamp())
     except ValueError:
         return 0

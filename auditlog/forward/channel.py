@@ -6,12 +6,9 @@ import ssl
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from ..errors import InvalidSetting
 from ..storage.entry import Entry
-from ..storage.progress import Progress
-from .destination import Destination
 
-# What a receiver that took a message without a word may still not have.
+# What is promised where a connection breaks.
 Delivery = Literal["at_most_once", "sent_again", "at_least_once"]
 
 
@@ -21,15 +18,15 @@ class Channel(Protocol):
     Any OSError and DestinationError means that the connection is of no use any more: close it, and
     open it again later. A channel counts what it cuts and what was refused in the Progress that
     it was made with.
-
-    taken: how many entries of a `send` that failed were handed over, where none is sent twice.
     """
 
     delivery: Delivery
-    taken: int
 
-    def open(self) -> None:
-        """Connect, within the destination's `connect_timeout`."""
+    def open(self, known: Entry | None = None) -> None:
+        """Connect, within the destination's `connect_timeout`.
+
+        known: the last entry that the receiver took, where the log still has it.
+        """
 
     def send(self, entries: Sequence[Entry]) -> int:
         """Hand over entries in their order; all of them can be decoded, unless the format is `raw`.
@@ -52,22 +49,6 @@ class Channel(Protocol):
 
     def abort(self) -> None:
         """Make a call that another thread is in fail soon."""
-
-
-def channel_for(destination: Destination, progress: Progress) -> Channel:
-    """The way to a destination."""
-    if destination.url.is_http:
-        try:
-            from .http import HttpChannel  # its library is slow to load
-        except ImportError:
-            reason = "needs the extra: pip install 'auditlog-jsonl[forward]'"
-            raise InvalidSetting("endpoint", destination.endpoint, reason) from None
-        return HttpChannel(destination, progress)
-    from .sockets import StreamChannel, UdpChannel
-
-    if destination.url.scheme == "udp":
-        return UdpChannel(destination, progress)
-    return StreamChannel(destination, progress)
 
 
 def trouble(error: BaseException) -> str:

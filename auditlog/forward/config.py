@@ -50,17 +50,34 @@ def load_destinations(path: str | os.PathLike[str]) -> list[Destination]:
 
     Raises InvalidSetting, which names the file and the place in it, for whatever is wrong with them.
     """
+    return list(destinations_by_place(path).values())
+
+
+def destinations_by_place(path: str | os.PathLike[str]) -> dict[str, Destination]:
+    """The same by their places, which begin with the file: what `at_place` needs for later errors."""
     file = os.fspath(path)
-    found = []
-    for document in _documents(file):
-        for number, item in enumerate(_items(file, document)):
-            found.append(_destination(f"{file}: {_PLACE}[{number}]", item))
+    found: dict[str, Destination] = {}
+    documents = _documents(file)
+    for count, document in enumerate(documents, 1):
+        start = f"{file}: document {count}: " if len(documents) > 1 else f"{file}: "
+        for number, item in enumerate(_items(start, document)):
+            place = f"{start}{_PLACE}[{number}]"
+            settings = _settings(place, item)
+            try:
+                found[place] = Destination(**settings)
+                checked(found.values())
+            except InvalidSetting as error:
+                raise at_place(place, error) from None
     if not found:
         raise InvalidSetting("config", file, f'has no {_PLACE}; one takes an endpoint: "tcp://host:5044/"')
-    try:
-        return list(checked(found))
-    except InvalidSetting as error:
-        raise InvalidSetting(f"{file}: {error.setting}", error.value, error.reason) from None
+    return found
+
+
+def at_place(place: str, error: InvalidSetting) -> InvalidSetting:
+    """What is wrong with a destination, with its place and in the words of the file."""
+    name, dot, rest = error.setting.partition(".")
+    reason = _word.sub(lambda word: _KEYS.get(word[0], word[0]), error.reason)
+    return InvalidSetting(f"{place}.{_KEYS.get(name, name)}{dot}{rest}", error.value, reason)
 
 
 def _documents(file: str) -> list[Any]:
@@ -79,10 +96,9 @@ def _documents(file: str) -> list[Any]:
         raise InvalidSetting("config", file, f"is no YAML: {error}") from None
 
 
-def _items(file: str, document: Any) -> list[Any]:
-    """What the destinations of a document are made of."""
+def _items(place: str, document: Any) -> list[Any]:
+    """What the destinations of a document are made of; `place` is that of the document."""
     found: Any = document if isinstance(document, dict) else {}
-    place = f"{file}: "
     for key in _PATH:
         found = found.get(key)
         if found is None:
@@ -93,7 +109,8 @@ def _items(file: str, document: Any) -> list[Any]:
     return list(found)
 
 
-def _destination(place: str, item: Any) -> Destination:
+def _settings(place: str, item: Any) -> dict[str, Any]:
+    """The fields of a destination."""
     _check_is(dict, item, place)
     given = {}
     for key, value in item.items():
@@ -103,13 +120,7 @@ def _destination(place: str, item: Any) -> Destination:
             given[_FIELDS[key].name] = _given(f"{place}.{key}", key, value)
     if "endpoint" not in given:
         raise InvalidSetting(f"{place}.endpoint", "", 'is missing; it is like "tcp://host:5044/"')
-    try:
-        return Destination(**given)
-    except InvalidSetting as error:
-        name, dot, rest = error.setting.partition(".")
-        setting = f"{place}.{_KEYS.get(name, name)}{dot}{rest}"
-        reason = _word.sub(lambda word: _KEYS.get(word[0], word[0]), error.reason)
-        raise InvalidSetting(setting, error.value, reason) from None
+    return given
 
 
 def _given(place: str, key: str, value: Any) -> Any:
@@ -141,10 +152,12 @@ def _expanded(place: str, headers: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_environment(place: str, variable: re.Match[str]) -> str:
     name = variable[1]
-    if name not in os.environ:
-        reason = f"the environment variable {name} is not set; set it, or correct its name"
+    value = os.environ.get(name)
+    if not value:
+        is_now = "not set" if value is None else "empty"
+        reason = f"the environment variable {name} is {is_now}; set it, or correct its name"
         raise InvalidSetting(place, variable[0], reason)
-    return os.environ[name]
+    return value
 
 
 def _unknown(key: str) -> str:
@@ -159,5 +172,5 @@ def _check_is(kind: type, value: Any, place: str) -> None:
     names = {dict: "a mapping", list: "a list", str: "a single value", type(None): "empty"}
     if not isinstance(value, kind):
         # What stands in the wrong place may be a password.
-        is_now = names.get(type(value), "something else")
+        is_now = names.get(type(value), "a value with a tag (!)")
         raise InvalidSetting(place, "[redacted]", f"must be {names[kind]}, and is {is_now}")

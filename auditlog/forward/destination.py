@@ -14,6 +14,7 @@ import orjson
 
 from ..errors import InvalidSetting
 from ..storage.days import seconds
+from ..storage.layout import is_destination_name
 
 Format = Literal["json_lines", "raw", "syslog", "loki", "splunk_hec", "elasticsearch", "otlp"]
 Tag = str | int | float | bool
@@ -30,7 +31,6 @@ MIN_MESSAGE_BYTES = 512
 # A UDP packet holds at most so much over IPv4: 65,535 bytes less the headers. In a stream any line has room.
 MAX_MESSAGE_BYTES = {"udp": 65_507, "tcp": 64 << 20, "tls": 64 << 20}
 
-_is_name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII).fullmatch
 _is_service = re.compile(r"[!-~]{1,48}", re.ASCII).fullmatch  # as long as RFC 5424 lets an APP-NAME be
 _is_source = re.compile(r"[!-~]{1,255}", re.ASCII).fullmatch  # and a HOSTNAME
 _not_of_names = re.compile(r"[^A-Za-z0-9._-]", re.ASCII)
@@ -81,10 +81,12 @@ class Destination:
         (default): 65,507 over UDP, which is the largest packet; no limit over TCP and TLS.
     connect_timeout, send_timeout: deadlines in seconds (default 10 and 30).
 
+    `shown_endpoint`: the endpoint without its query, which may hold a token.
+
     Raises InvalidSetting for what makes no sense.
     """
 
-    endpoint: str
+    endpoint: str = field(repr=False)
     format: Format = "json_lines"
     extra_tags: Mapping[str, Tag] = field(default_factory=dict)
     name: str = ""
@@ -102,6 +104,7 @@ class Destination:
     connect_timeout: float = 10.0
     send_timeout: float = 30.0
     url: Endpoint = field(init=False, repr=False)
+    shown_endpoint: str = field(init=False)
 
     def __post_init__(self) -> None:
         texts = ("endpoint", "format", "name", "service", "source", "begin", "server_name")
@@ -117,23 +120,27 @@ class Destination:
         name = self.name or _name_for(url)
         source = self.source or socket.gethostname()
         for setting, value, is_good in (
-            ("name", name, _is_name),
+            ("name", name, is_destination_name),
             ("service", self.service, _is_service),
             ("source", source, _is_source),
         ):
-            if not is_good(value) or (setting == "name" and value.endswith((".lock", ".new"))):
+            if not is_good(value):
                 allowed = (
                     "letters, digits and . _ -" if setting == "name" else "printable ASCII without spaces"
                 )
                 raise InvalidSetting(setting, value, f"must be {allowed}, and not too long")
         _check_tags(self.extra_tags)
         _check_texts("headers", self.headers)
+        for header, text in self.headers.items():
+            if not text.strip():
+                raise InvalidSetting(f"headers.{header}", text, "is empty; give it a value, or leave it out")
         _check_texts("labels", self.labels)
         self._check_fit(url)
         if not isinstance(self.gzip, bool):
             raise InvalidSetting("gzip", self.gzip, "must be true or false")
         put = object.__setattr__
         put(self, "url", url)
+        put(self, "shown_endpoint", _shown(self.endpoint))
         put(self, "name", name)
         put(self, "source", source)
         put(self, "connect_timeout", seconds("connect_timeout", self.connect_timeout))
@@ -149,6 +156,8 @@ class Destination:
         for name in ("ca_file", "cert_file", "key_file", "server_name"):
             if getattr(self, name) and not url.is_encrypted:
                 raise InvalidSetting(name, getattr(self, name), f"{url.scheme} is not encrypted")
+        if not _is_host(self.server_name):
+            raise InvalidSetting("server_name", self.server_name, "is no host name")
         if bool(self.cert_file) != bool(self.key_file):
             raise InvalidSetting("cert_file", self.cert_file, "takes key_file, and key_file takes it")
         if self.headers and not url.is_http:
@@ -171,37 +180,54 @@ def _name_for(url: Endpoint) -> str:
 def checked(destinations: Iterable[object]) -> tuple[Destination, ...]:
     """Several destinations. Raises InvalidSetting for what is none, and for two of one name."""
     if isinstance(destinations, str | Mapping):
-        raise InvalidSetting("forward", destinations, "must be a list of Destination")
+        raise InvalidSetting("forward", type(destinations).__name__, "must be a list of Destination")
     names: dict[str, Destination] = {}
     for each in destinations:
         if not isinstance(each, Destination):
-            raise InvalidSetting("forward", each, "must be a Destination; load_destinations reads a file")
+            # Only its type is shown, as a mapping has headers.
+            kind = type(each).__name__
+            raise InvalidSetting("forward", kind, "must be a Destination; load_destinations reads a file")
         if each.name.lower() in names:  # as a file system may not tell them apart
-            reason = f"is the name of two destinations ({each.endpoint}); give each a name of its own"
+            reason = f"is the name of two destinations ({each.shown_endpoint}); give each a name of its own"
             raise InvalidSetting("name", each.name, reason)
         names[each.name.lower()] = each
     return tuple(names.values())
 
 
+def _shown(endpoint: str) -> str:
+    """An endpoint without its query, which may hold a token."""
+    return re.split("[?#]", endpoint, maxsplit=1)[0]
+
+
+def _is_host(name: str) -> bool:
+    """Can it be looked up? Its labels must not be empty, nor longer than 63 characters."""
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        return False
+    return not re.search(r"[\s\x00-\x1f]", name)
+
+
 def _parsed(endpoint: str) -> Endpoint:
     example = 'must be like "tcp://host:5044/", "udp://host:12345/", "tls://host:6514/" or an HTTP URL'
+    if "@" in endpoint:  # looked for first: a password may be such that the rest cannot be told from it
+        reason = "credentials belong into headers, not into the URL; elsewhere in it, @ is %40"
+        raise InvalidSetting("endpoint", "[redacted]", reason)
+    shown = _shown(endpoint)
     try:
         url = urlsplit(endpoint)
-        port = url.port
-    except ValueError as error:
-        raise InvalidSetting("endpoint", endpoint, f"{example}: {error}") from None
-    if url.username is not None or url.password is not None:
-        shown = f"{url.scheme}://[redacted]@{url.hostname}"
-        raise InvalidSetting("endpoint", shown, "credentials belong into headers, not into the URL")
-    if url.scheme not in FORMATS or not url.hostname or re.search(r"[\s\x00-\x1f]", endpoint):
-        raise InvalidSetting("endpoint", endpoint, example)
+        host, port = url.hostname or "", url.port
+    except ValueError:
+        raise InvalidSetting("endpoint", shown, example) from None
+    if url.scheme not in FORMATS or not host or not _is_host(host) or re.search(r"[\s\x00-\x1f]", endpoint):
+        raise InvalidSetting("endpoint", shown, example)
     path = url.path + (f"?{url.query}" if url.query else "")
     if not url.scheme.startswith("http"):
         if not port:
-            raise InvalidSetting("endpoint", endpoint, f"names no port; {example}")
+            raise InvalidSetting("endpoint", shown, f"names no port; {example}")
         if path not in ("", "/") or url.fragment:
-            raise InvalidSetting("endpoint", endpoint, f"{url.scheme} has no path; {example}")
-    return Endpoint(url.scheme, url.hostname, port or 0, "" if path == "/" else path)
+            raise InvalidSetting("endpoint", shown, f"{url.scheme} has no path; {example}")
+    return Endpoint(url.scheme, host, port or 0, "" if path == "/" else path)
 
 
 def _check_tags(tags: object) -> None:

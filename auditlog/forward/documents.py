@@ -10,7 +10,16 @@ from typing import Any
 import yaml
 
 _WANTED = ("merge", "null")  # of what a plain scalar may mean, but a text
+_STANDARD = "tag:yaml.org,2002:"
 _KINDS = ("map", "seq", "str", "null")
+_TEXTS = ("int", "float", "bool", "timestamp")
+
+
+class Tagged:
+    """A value with any other tag, such as `!vault`. What it means is not known here."""
+
+    def __repr__(self) -> str:
+        return "[tagged]"
 
 
 class _Loader(yaml.SafeLoader):
@@ -19,9 +28,9 @@ class _Loader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     yaml_constructors = {  # noqa: RUF012
-        tag: construct
-        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
-        if tag is None or tag.endswith(_KINDS)
+        **{_STANDARD + kind: yaml.SafeLoader.yaml_constructors[_STANDARD + kind] for kind in _KINDS},
+        **{_STANDARD + kind: yaml.SafeLoader.construct_yaml_str for kind in _TEXTS},
+        None: lambda _loader, _node: Tagged(),
     }
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:

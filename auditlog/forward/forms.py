@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Protocol
 
 import orjson
 
@@ -13,6 +14,7 @@ from ..events.limit import fit
 from ..storage.entry import Entry
 from .destination import Destination
 from .message import Messages
+from .syslog import Syslog
 
 
 class Form(Protocol):
@@ -41,7 +43,9 @@ class JsonLines:
         message = messages.fields(entry)
         data = message.get("event_data")
         bare = messages.bare(entry)
-        with suppress(InvalidEvent, TypeError):  # too little to be cut; deeper than can be written
+        with suppress(
+            InvalidEvent, TypeError, RecursionError
+        ):  # too little to be cut; deeper than can be written
             if isinstance(data, dict):
                 return fit(data, limit, lambda shorter: orjson.dumps(message | {"event_data": shorter}))
         for shorter in (bare | messages.tags, bare):
@@ -80,12 +84,13 @@ def _shortened(text: str, over: int) -> str:
     return text[:-3] + "…"  # three bytes
 
 
-def form_for(destination: Destination) -> Form:
-    """The form that the destination wants."""
-    forms: dict[str, Any] = {"json_lines": JsonLines, "raw": lambda _: Raw()}
-    if destination.format == "syslog":
-        from .syslog import Syslog
+_FORMS: dict[str, Callable[[Destination], Form]] = {
+    "json_lines": JsonLines,
+    "raw": lambda _: Raw(),
+    "syslog": Syslog,
+}
 
-        return Syslog(destination)
-    form: Form = forms[destination.format](destination)
-    return form
+
+def form_for(destination: Destination) -> Form:
+    """The form that the destination wants. Raises InvalidSetting for tags that it has no room for."""
+    return _FORMS[destination.format](destination)

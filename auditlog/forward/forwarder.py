@@ -8,20 +8,19 @@ import random
 import threading
 import time
 from collections.abc import Iterable
-from datetime import date
 
-from ..errors import AuditLogError, CorruptEntry, DestinationBusy, DestinationError, PositionInvalid
+from ..errors import AuditLogError, DestinationBusy, DestinationError, InvalidSetting
 from ..query.follower import Follower
-from ..query.reader import AuditReader
 from ..storage import forking
 from ..storage.days import Clock, SystemClock
-from ..storage.entry import CorruptLine, Entry
 from ..storage.files import Files
 from ..storage.layout import Position
 from ..storage.progress import Place, Progress
-from .channel import Channel, channel_for, trouble
+from .channel import Channel, trouble
 from .delivery import KINDS, Handover
 from .destination import Destination
+from .sockets import StreamChannel, UdpChannel
+from .source import Source
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # between attempts to reach a destination
 STAND_BY_PAUSE = 1.0  # between two looks whether whoever forwards is gone
@@ -31,7 +30,7 @@ _STOP_SECONDS = 5.0  # for the batch that is on its way, and for the receiver's 
 _ABORT_SECONDS = 1.0
 _LASTING_SECONDS = 10.0  # a connection that lasted so long was a good one
 _DRAIN_SECONDS = 1.0  # to send what is there when it ends
-_REST = 59  # times as long as the work took, while the other threads have no time to spare
+_REST = 59  # rest at most so many times as long as the work took: where other threads have no time to spare
 
 log = logging.getLogger("auditlog")
 
@@ -64,9 +63,7 @@ class Forwarder(forking.Forkable):
         self.active = False
         self._clock = clock or SystemClock()
         files = files or Files()
-        self._reader = AuditReader(directory, on_corrupt=self._note_damage, clock=clock, files=files)
-        self._quiet_reader = AuditReader(directory, on_corrupt=_pass_over, clock=clock, files=files)
-        self._damaged_through = Position.START
+        self._source = Source(directory, destination.name, self.progress, self._clock, files)
         self._place = Place(os.fspath(directory), destination.name, files)
         self._pace = _Pace() if in_server else None
         self._stop = threading.Event()
@@ -74,6 +71,7 @@ class Forwarder(forking.Forkable):
         self._thread: threading.Thread | None = None
         self._channel: Channel = channel_for(destination, self.progress)
         self._connections = 0
+        self._connected_at = 0.0
         self._attempts = 0  # in a row that failed
         self._stored_at = 0.0
         self._stored, self._store_error = b"", ""
@@ -98,13 +96,15 @@ class Forwarder(forking.Forkable):
             self._thread.join(max(0.0, self._stopped_at + _STOP_SECONDS - time.monotonic()))
             if self._thread.is_alive():
                 self._channel.abort()
-                self._thread.join(_ABORT_SECONDS)
+                patience = self._stopped_at + _STOP_SECONDS + _ABORT_SECONDS
+                self._thread.join(max(0.0, patience - time.monotonic()))
 
     def run(self, *, once: bool = False, stand_by: bool = True) -> None:
         """Forward until `stop`.
 
         once: only what the log has by now; a failure is not waited out, but raised (DestinationError).
-        stand_by: whether to wait while another process forwards there; else DestinationBusy is raised.
+        stand_by: whether to wait while another process forwards there; else DestinationBusy is raised, and
+            DirectoryError where the position cannot be read or stored.
         """
         self._thread = threading.current_thread()
         try:
@@ -142,38 +142,33 @@ class Forwarder(forking.Forkable):
         stored = self._place.read()
         if stored is None:
             if self.destination.begin == "now":
-                with self._reader.follow() as follower:
-                    self.progress.position = self.progress.sent_through = follower.position
+                self._source.begin_now()
         else:
-            for name in Progress.__slots__:
-                setattr(self.progress, name, getattr(stored, name))
-            # Whoever wrote that died before it could say what became of these.
-            self.progress.lost += self.progress.in_flight
-            self.progress.in_flight = 0
-        self.progress.endpoint = self.destination.endpoint.partition("?")[0]  # a query may hold a token
+            self.progress.take_over(stored)
+        self.progress.endpoint = self.destination.shown_endpoint
         self._place.write(self.progress)
 
     def _forward_now(self) -> None:
-        last = next(self._quiet_reader.read(newest_first=True, limit=1), None)
-        if last is None:
+        last = self._source.newest()
+        if last is None or self.progress.position == last:
             return
         try:
-            if self.progress.position < last.position:
-                self._forward(until=last.position)
-        except (OSError, DestinationError) as error:
+            self._forward(until=last)
+        except Exception as error:
             self._note_failure(reason := _reason_of(error))
-            if isinstance(error, DestinationError):
-                raise
-            raise DestinationError(self.destination.name, reason) from error
+            if isinstance(error, OSError):
+                raise DestinationError(self.destination.name, reason) from error
+            raise
 
     def _forward_on(self) -> None:
         while True:  # once at least, as above
-            began, before, pause = time.monotonic(), self.progress.position, 0.0
+            before, pause = self.progress.position, 0.0
             try:
                 self._forward()
             except Exception as error:
                 self._tell_failure(error)
-                if self.progress.position > before or time.monotonic() - began > _LASTING_SECONDS:
+                lasted = time.monotonic() - self._connected_at if self._connected_at else 0.0
+                if self.progress.position > before or lasted > _LASTING_SECONDS:
                     self._attempts = 0  # it works at times
                 pause = min(FIRST_PAUSE * 2 ** min(self._attempts, 16), LONGEST_PAUSE)
                 pause *= random.uniform(0.5, 1)  # so that many servers do not come back all at once
@@ -184,43 +179,24 @@ class Forwarder(forking.Forkable):
 
     def _forward(self, until: Position | None = None) -> None:
         """Connect, and hand over what there is and what comes, until something fails or all is done."""
+        channel, progress = self._channel, self.progress
+        self._connected_at = 0.0
         try:
-            self._look_at_oldest()
-            with self._follow() as follower:
-                self._connect()
-                handover = KINDS[self._channel.delivery](self._channel, self.progress, self._claim)
+            with self._source.follow(twice=channel.delivery != "at_most_once") as follower:
+                channel.open(self._source.entry_at(progress.taken))
+                self._connected_at = time.monotonic()
+                self._connections += 1
+                if self._connections > 1:
+                    progress.reconnects += 1
+                handover = KINDS[channel.delivery](channel, progress, self._claim)
                 finished = False
                 try:
                     self._hand_over_all(follower, handover, until)
-                    finished = self._channel.finish()
+                    finished = channel.finish()
                 finally:
                     handover.end(finished)
         finally:
-            self._channel.close()
-
-    def _follow(self) -> Follower:
-        """Read on from where it is."""
-        progress = self.progress
-        try:
-            return self._reader.follow(after=progress.position, on_missed=self._note_missed)
-        except PositionInvalid as error:
-            # A power loss took lines that were sent, or somebody edited the file. What stands in their
-            # place was not sent, and nobody knows where it begins.
-            if self._channel.delivery == "at_most_once":
-                follower, place = self._reader.follow(on_missed=self._note_missed), "with what is new"
-            else:
-                start = progress.position.day
-                follower = self._reader.follow(start, on_missed=self._note_missed)
-                place = f"with all of {start}"
-            log.error("destination %s: %s; going on %s", self.destination.name, error, place)
-            progress.position = progress.sent_through = follower.position
-            return follower
-
-    def _connect(self) -> None:
-        self._channel.open()
-        self._connections += 1
-        if self._connections > 1:
-            self.progress.reconnects += 1
+            channel.close()
 
     def _hand_over_all(self, follower: Follower, handover: Handover, until: Position | None) -> None:
         """Hand over entries as they come, until the one at `until`; after a stop, what is still there."""
@@ -236,64 +212,25 @@ class Forwarder(forking.Forkable):
         """Hand over a batch; False where none came."""
         entries = follower.take(timeout)
         if entries:
-            handover.hand_over(self._decodable(entries), follower.position)
-            self._note_success()
+            if handover.reached == Position.START:
+                self._source.note_first(entries[0])
+            good = entries if self.destination.format == "raw" else self._source.decodable(entries)
+            handover.hand_over(good, follower.position)
         else:
+            if follower.position > handover.reached:  # behind damage
+                handover.hand_over([], follower.position)
+            self._source.check(follower.position)
             self._channel.check()
-            if self._channel.delivery == "sent_again":  # the others do not know
-                self._note_success()
-        if time.monotonic() - self._stored_at >= _STORE_SECONDS:
+        # Over UDP no answer is a good one; over HTTP nothing is known but by an answer.
+        if self._channel.delivery != ("at_most_once" if entries else "at_least_once"):
+            self._note_success()
+        if not entries or time.monotonic() - self._stored_at >= _STORE_SECONDS:
             self._store()
         if self._pace is not None:
             self._stop.wait(self._pace.rest())
         return bool(entries)
 
-    def _decodable(self, entries: list[Entry]) -> list[Entry]:
-        """Those that can be decoded, where the format needs that; the others are damage."""
-        if self.destination.format == "raw":
-            return entries
-        good = []
-        for entry in entries:
-            try:
-                entry.record  # noqa: B018 - decoded
-                good.append(entry)
-            except CorruptEntry as error:
-                self._note_damage(CorruptLine(entry.position, b"", len(entry.line), error.reason))
-        return good
-
     # ------------------------------------------------------------------ how it fares
-
-    def _note_damage(self, line: CorruptLine) -> None:
-        if line.position <= max(self._damaged_through, self.progress.sent_through):
-            return  # it was told when it was first passed
-        self._damaged_through = line.position
-        self.progress.damaged += 1
-        text = "destination %s: the line at %s is damaged (%s), and is not sent"
-        log.warning(text, self.destination.name, line.position, line.reason)
-
-    def _look_at_oldest(self) -> None:
-        """Notice a sweep before anything was sent: then there is no line that it could be noticed by."""
-        progress = self.progress
-        if progress.position != Position.START:
-            return
-        oldest = next(self._quiet_reader.read(limit=1), None)
-        if oldest is None:
-            return
-        if progress.begins_with == Position.START:
-            progress.begins_with = oldest.position
-        else:
-            self._note_swept(progress.begins_with, oldest.position)
-
-    def _note_missed(self, position: Position, day: date) -> None:
-        self._note_swept(position, Position(day, 0))
-
-    def _note_swept(self, behind: Position, there: Position) -> None:
-        # Over TCP what was sent may be due once more, and that it is gone is no loss.
-        first = max(behind, self.progress.sent_through)
-        if there > first and self.progress.note_swept(first, there):
-            text = "destination %s: what was written from %s to %s was swept before it was sent"
-            log.error(text, self.destination.name, first, there)
-            self._store()
 
     def _note_success(self) -> None:
         if self.progress.failing:
@@ -316,11 +253,14 @@ class Forwarder(forking.Forkable):
 
     def _claim(self) -> None:
         """Store what is about to be sent, or do not send it."""
+        self._source.sign()
+        self._stored = b""
         self._place.write(self.progress)
 
     def _store(self) -> None:
         """Store how far it is. Where that fails, more is sent again than needs be, and nothing is lost."""
         self._stored_at = time.monotonic()
+        self._source.sign()
         content = self.progress.encode()
         if content == self._stored:
             return
@@ -361,6 +301,20 @@ class _Pace:
         return _REST * share * own
 
 
+def channel_for(destination: Destination, progress: Progress) -> Channel:
+    """The way to a destination. Raises InvalidSetting where it cannot work."""
+    if destination.url.scheme == "udp":
+        return UdpChannel(destination, progress)
+    if not destination.url.is_http:
+        return StreamChannel(destination, progress)
+    try:
+        from .http import HttpChannel  # its library is slow to load
+    except ImportError:
+        reason = "needs the extra: pip install 'auditlog-jsonl[forward]'"
+        raise InvalidSetting("endpoint", destination.shown_endpoint, reason) from None
+    return HttpChannel(destination, progress)
+
+
 def start_all(
     directory: str, destinations: Iterable[Destination], clock: Clock, files: Files
 ) -> list[Forwarder]:
@@ -371,10 +325,6 @@ def start_all(
     for forwarder in forwarders:
         forwarder.start()
     return forwarders
-
-
-def _pass_over(_line: CorruptLine) -> None:
-    """Damage is told where it is passed on the way."""
 
 
 def _reason_of(error: Exception) -> str:

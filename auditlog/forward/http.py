@@ -15,24 +15,26 @@ from email.utils import parsedate_to_datetime
 from importlib import import_module
 from typing import Any, NamedTuple
 
+import h11  # noqa: F401 - loaded here for the same reason as in sockets.py
 import httpx
 
 from ..errors import DestinationError, InvalidSetting
-from ..events.visible import visible
 from ..storage.entry import Entry
 from ..storage.progress import Progress
 from .apis import REFUSED, Api, Elasticsearch, Loki, SplunkHec, Verdict
 from .channel import Delivery, trouble
 from .destination import Destination
 from .otlp import Otlp
+from .secrecy import Secrecy, unlogged
 from .sockets import tls_context
 
 CUT_BYTES = 64 << 10  # of a message that the receiver refused and that is longer
-_ANSWER_BYTES = 1 << 20  # of an answer; the rest is not read
-_SHOWN_CHARACTERS = 200
+# Of an answer, and so many for each of the request, which it may repeat; the rest is not read.
+_ANSWER_BYTES, _ANSWER_BYTES_EACH = 1 << 20, 4
 _LONGEST_RETRY_AFTER = 300.0
 _GZIP_LEVEL = 3  # the best for its time with lines of JSON
-_SHORTEST_SECRET = 6  # characters: shorter ones are words
+
+_NO_SERVER_NAME = "serverName has no effect behind the proxy of the environment; set NO_PROXY for this host"
 
 _is_header_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _is_header_value = re.compile(r"[!-~]([ \t!-~]*[!-~])?").fullmatch
@@ -96,19 +98,27 @@ class HttpChannel:
         self._progress = progress
         self._api = _APIS.get(destination.format, Api)(destination)
         self._url = _url_of(destination, self._api.path)
+        self._place = (self._url.raw_host.decode(), self._url.port or 443)
         self._headers = _headers_of(destination, self._api.content_type)
-        self._secrets = _secrets_of(destination)
+        self._shown = Secrecy(destination).shown
         self._deadline = destination.connect_timeout + destination.send_timeout
         self._tls = tls_context(destination)
         self._client: httpx.Client | None = None
         self._socket: socket.socket | None = None
         self._broken = ""  # why, where the connection was broken by us
         self._known: Entry | None = None  # the last one that was taken
+        with suppress(DestinationError):  # what that loads no thread must load, as a fork may come upon it
+            self.open()
+        self.close()
 
-    def open(self) -> None:
-        """Make ready; the first request connects. Certificates are read again, as they are renewed."""
+    def open(self, known: Entry | None = None) -> None:
+        """Make ready; the first request connects. Certificates are read again, as they are renewed.
+
+        known: an entry that the receiver took before, in case that this channel knows of none.
+        """
         self.close()
         self._broken = ""
+        self._known = self._known or known
         if self._destination.ca_file or self._destination.cert_file:
             self._tls = tls_context(self._destination)
         timeout = httpx.Timeout(self._destination.send_timeout, connect=self._destination.connect_timeout)
@@ -168,21 +178,21 @@ class HttpChannel:
             verdict = self._api.refused(answer.content, batch)
         if verdict.again:
             raise self._error(self._reason(answer, verdict))
-        named = set(verdict.refused)
-        others = [entry for index, entry in enumerate(batch) if index not in named]
-        if named or verdict.unnamed:
-            outcome.refused.append(_refused(batch, verdict, self._reason(answer, verdict), answer.taken))
-        if answer.taken:
+        named = [batch[index] for index in verdict.refused]
+        others = _others(batch, verdict)
+        if answer.taken or not others:
+            if named or verdict.unnamed:
+                outcome.refused.append(_refused(batch, verdict, self._reason(answer, verdict), answer.taken))
             taken = len(others) - verdict.unnamed
             outcome.taken += taken
             outcome.cut += taken if limit else 0
             if others and not verdict.unnamed:
                 self._known = others[-1]
-        elif named:
-            if others:
-                self._deliver(others, outcome)
+                self._progress.taken = others[-1].position
         elif len(batch) > 1:
-            for part in _parts(batch, verdict.suspect):
+            # Those that were named by themselves, so that no other is passed over for words in the answer
+            # that somebody else put there.
+            for part in (named, others) if named else _parts(batch, verdict.suspect):
                 self._deliver(part, outcome)
         elif limit is None and len(batch[0].line) > CUT_BYTES:
             self._deliver(batch, outcome, CUT_BYTES)
@@ -215,6 +225,7 @@ class HttpChannel:
         """Make a request. Raises DestinationError unless its content was taken, or refused."""
         if self._client is None:
             raise self._error("the channel is closed")
+        most = _ANSWER_BYTES + _ANSWER_BYTES_EACH * len(body)
         if self._destination.gzip:
             body = gzip.compress(body, _GZIP_LEVEL, mtime=0)
         extensions: dict[str, Any] = {"trace": self._note_socket}
@@ -225,13 +236,16 @@ class HttpChannel:
         late.daemon = True
         late.start()
         try:
-            with self._client.stream("POST", self._url, content=body, extensions=extensions) as response:
-                content = _read(response)
+            with (
+                unlogged(),
+                self._client.stream("POST", self._url, content=body, extensions=extensions) as response,
+            ):
+                content = _read(response, most)
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
             raise self._error(self._broken or self._reason_of(error)) from None
         finally:
             late.cancel()
-        status = f"{response.status_code} {visible(response.reason_phrase)}".strip()
+        status = f"{response.status_code} {self._shown(response.reason_phrase)}".strip()
         if response.is_success or response.status_code in REFUSED:
             return _Answer(response.is_success, status, content)
         if response.has_redirect_location:
@@ -241,7 +255,13 @@ class HttpChannel:
         raise self._error(reason, _retry_after(response.headers.get("retry-after", "")))
 
     def _note_socket(self, event: str, info: dict[str, Any]) -> None:
-        """Know the connection. httpx has no other way to end a request from another thread."""
+        """Know the connection. httpx has no other way to end a request from another thread.
+
+        Nor to say beforehand whether that is with a proxy, where it asks for the name in the URL.
+        """
+        to_proxy = event.endswith(".connect_tcp.started") and (info["host"], info["port"]) != self._place
+        if to_proxy and self._destination.server_name:
+            raise self._error(_NO_SERVER_NAME)
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             self._socket = info["return_value"].get_extra_info("socket")
             if self._broken:
@@ -262,12 +282,6 @@ class HttpChannel:
     def _reason(self, answer: _Answer, verdict: Verdict) -> str:
         return f"{answer.status}: {self._shown(verdict.reason or answer.content.decode(errors='replace'))}"
 
-    def _shown(self, text: str) -> str:
-        """The beginning of what a receiver says, without what it may have heard from us."""
-        for secret in self._secrets:
-            text = text.replace(secret, "[redacted]")
-        return visible(" ".join(text.split()))[:_SHOWN_CHARACTERS]
-
     def _reason_of(self, error: Exception) -> str:
         if isinstance(error, httpx.ConnectTimeout):
             return f"no connection within {self._destination.connect_timeout:g} s"
@@ -279,6 +293,12 @@ class HttpChannel:
                 return found
             cause = cause.__cause__ or cause.__context__
         return self._shown(str(error)) or type(error).__name__
+
+
+def _others(batch: Sequence[Entry], verdict: Verdict) -> list[Entry]:
+    """Those of a batch that were not named as refused."""
+    named = set(verdict.refused)
+    return [entry for index, entry in enumerate(batch) if index not in named]
 
 
 def _parts(batch: Sequence[Entry], suspect: int | None) -> list[Sequence[Entry]]:
@@ -296,11 +316,11 @@ def _refused(batch: Sequence[Entry], verdict: Verdict, reason: str, doubtful: bo
     return _Refused(len(named) + unnamed, batch[first], batch[last], reason, doubtful)
 
 
-def _read(response: httpx.Response) -> bytes:
+def _read(response: httpx.Response, most: int) -> bytes:
     content = bytearray()
     for chunk in response.iter_raw():
         content += chunk
-        if len(content) > _ANSWER_BYTES:
+        if len(content) > most:
             break
     return bytes(content)
 
@@ -322,7 +342,8 @@ def _url_of(destination: Destination, default_path: str) -> httpx.URL:
     try:
         return httpx.URL(f"{scheme}://{place}{default_path if path in ('', '/') else path}{mark}{query}")
     except httpx.InvalidURL as error:
-        raise InvalidSetting("endpoint", destination.endpoint, str(error)) from None
+        shown = destination.endpoint.partition("?")[0]
+        raise InvalidSetting("endpoint", shown, str(error)) from None
 
 
 def _headers_of(destination: Destination, content_type: str) -> httpx.Headers:
@@ -345,10 +366,3 @@ def _headers_of(destination: Destination, content_type: str) -> httpx.Headers:
             raise InvalidSetting(f"headers.{name}", "[redacted]", "is made from the request; leave it out")
         headers[name] = value
     return headers
-
-
-def _secrets_of(destination: Destination) -> list[str]:
-    """What must not be shown: the headers, and what follows the scheme in them, longest first."""
-    values = set(destination.headers.values())
-    values |= {value.split()[-1] for value in values}
-    return sorted((value for value in values if len(value) >= _SHORTEST_SECRET), key=len, reverse=True)

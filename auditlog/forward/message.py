@@ -13,7 +13,7 @@ from ..storage.entry import Entry
 from .destination import Destination
 from .summary import level_of, summary_of
 
-HASH_DIGITS = 8
+_HASH_DIGITS = 8
 _OURS = frozenset({"msg", "talos-level", "talos-service", "talos-time", "source", "position", "sha256"})
 _LATEST_MS = 253_402_300_799_999  # the last millisecond of the year 9999
 
@@ -25,7 +25,6 @@ class Messages:
         self.source = destination.source
         self.service = destination.service
         self.tags = dict(destination.extra_tags)
-        self._tagged = bool(self.tags)
         self._reserved = _OURS | self.tags.keys()
         self._clash = not _OURS.isdisjoint(self.tags)
         self._service = b',"talos-service":' + orjson.dumps(self.service) + b',"talos-time":"'
@@ -94,7 +93,7 @@ class Messages:
 
 def hash_of(line: bytes) -> str:
     """The first digits of a stored line's SHA-256."""
-    return sha256(line).hexdigest()[:HASH_DIGITS]
+    return sha256(line).hexdigest()[:_HASH_DIGITS]
 
 
 def time_ns_of(record: dict[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401 - else a thread does, and a fork meanwhile leaves the child its import lock
 import errno
 import os
 import socket
@@ -35,7 +36,30 @@ def tls_context(destination: Destination) -> ssl.SSLContext:
     return context
 
 
-class StreamChannel:
+class _SocketChannel:
+    """A socket, and messages that are cut to a limit."""
+
+    def __init__(self, destination: Destination, progress: Progress) -> None:
+        self._destination = destination
+        self._progress = progress
+        self._form = form_for(destination)
+        self._limit = destination.message_limit
+        self._socket: socket.socket | None = None
+
+    def close(self) -> None:
+        """Close at once."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    @property
+    def _connection(self) -> socket.socket:
+        if self._socket is None:
+            raise ConnectionError(errno.ENOTCONN, "the connection is closed")
+        return self._socket
+
+
+class StreamChannel(_SocketChannel):
     """TCP, or TLS upon it: messages behind each other.
 
     That the kernel took a message does not say that the receiver read it. Whoever forwards sends the
@@ -45,20 +69,19 @@ class StreamChannel:
     delivery: Delivery = "sent_again"
 
     def __init__(self, destination: Destination, progress: Progress) -> None:
-        self.taken = 0
-        self._destination = destination
-        self._progress = progress
-        self._form = form_for(destination)
-        self._limit = destination.message_limit
-        self._socket: socket.socket | None = None
+        super().__init__(destination, progress)
         if destination.url.is_encrypted:
             tls_context(destination)  # files that cannot be used are refused now
 
-    def open(self) -> None:
+    def open(self, known: Entry | None = None) -> None:
         """Connect, within `connect_timeout` for each of the host's addresses, and as long for TLS."""
         url, timeout = self._destination.url, self._destination.connect_timeout
         connection = socket.create_connection((url.host, url.port), timeout)
         try:
+            if (
+                connection.getsockname() == connection.getpeername()
+            ):  # a port of ours, which TCP may connect to itself
+                raise ConnectionRefusedError(errno.ECONNREFUSED, "connection refused")
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a batch is sent as one
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if hasattr(socket, "TCP_USER_TIMEOUT"):  # a receiver that fell off the net is noticed
@@ -126,12 +149,6 @@ class StreamChannel:
         finally:
             self.close()
 
-    def close(self) -> None:
-        """Close at once."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
     def abort(self) -> None:
         """Break the connection under whoever waits for it."""
         connection = self._socket
@@ -139,28 +156,17 @@ class StreamChannel:
             with suppress(OSError):
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)  # not that of TLS, which writes
 
-    @property
-    def _connection(self) -> socket.socket:
-        if self._socket is None:
-            raise ConnectionError(errno.ENOTCONN, "the connection is closed")
-        return self._socket
 
-
-class UdpChannel:
+class UdpChannel(_SocketChannel):
     """UDP: a message a packet, which arrives or does not."""
 
     delivery: Delivery = "at_most_once"
 
     def __init__(self, destination: Destination, progress: Progress) -> None:
-        self.taken = 0
-        self._destination = destination
-        self._progress = progress
-        self._form = form_for(destination)
-        self._limit = destination.message_limit
+        super().__init__(destination, progress)
         self._refusals = 0  # after each the host's next address is tried
-        self._socket: socket.socket | None = None
 
-    def open(self) -> None:
+    def open(self, known: Entry | None = None) -> None:
         """Find the receiver. Nothing says whether it is there."""
         url = self._destination.url
         found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_DGRAM)
@@ -174,13 +180,11 @@ class UdpChannel:
             raise
 
     def send(self, entries: Sequence[Entry]) -> int:
-        """Send a packet for each entry; `taken` says for how many, where it fails."""
-        self.taken = 0
+        """Send a packet for each entry."""
         for entry in entries:
             message = self._form.message(entry)
             if len(message) > self._limit or not self._was_sent(message):
                 self._send_cut(entry)
-            self.taken += 1
         return 0
 
     def _was_sent(self, message: bytes) -> bool:
@@ -221,17 +225,5 @@ class UdpChannel:
         self.close()
         return True
 
-    def close(self) -> None:
-        """Close the socket."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
     def abort(self) -> None:
         """A packet is never waited for."""
-
-    @property
-    def _connection(self) -> socket.socket:
-        if self._socket is None:
-            raise ConnectionError(errno.ENOTCONN, "the socket is closed")
-        return self._socket

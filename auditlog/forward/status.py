@@ -13,6 +13,7 @@ from ..health import epoch, metric
 from ..query.reader import AuditReader
 from ..storage.blocks import Run
 from ..storage.days import ONE_DAY, Clock, SystemClock, day_at
+from ..storage.entry import pass_over
 from ..storage.files import Files
 from ..storage.layout import Position
 from ..storage.progress import Progress, is_locked, read_all
@@ -29,7 +30,7 @@ class DestinationStatus:
     active: whether a process forwards to it just now. failing: whether what that one, or the last one,
         tried last went wrong; last_error, last_error_at: the newest failure ("" and None: there was none).
     sent, cut, rejected, lost, damaged: messages that were handed over (those that were repeated, too);
-        that did not fit and were cut; that it refused for good; that are known not to have arrived;
+        that did not fit and were cut; that it refused for good; that did not arrive, or perhaps did not;
         stored lines that are no events. reconnects: connections after the first.
     swept: the newest ranges (from, to) of what was swept before it was sent.
     """
@@ -77,7 +78,7 @@ def read_status(directory: str | os.PathLike[str], *, clock: Clock | None = None
     DirectoryError.
     """
     path, clock, files = os.path.abspath(directory), clock or SystemClock(), Files()
-    reader = AuditReader(path, on_corrupt=_pass_over)
+    reader = AuditReader(path, on_corrupt=pass_over)
     return [
         _status_of(name, progress, lag_behind(reader, progress.sent_through, clock), path, files)
         for name, progress in read_all(path, files).items()
@@ -154,10 +155,6 @@ def _time(ms: int) -> datetime | None:
     return datetime.fromtimestamp(ms / 1000, UTC) if ms else None
 
 
-def _pass_over(_damaged: object) -> None:
-    """Whoever forwards tells of damage."""
-
-
 _FIGURES = (  # of a DestinationStatus, which has them by these names
     ("active", "gauge", "Does a process forward to it?"),
     ("failing", "gauge", "Did the last attempt fail?"),
@@ -166,7 +163,7 @@ _FIGURES = (  # of a DestinationStatus, which has them by these names
     ("sent", "counter", "Messages that were handed over."),
     ("cut", "counter", "Messages that were cut to fit."),
     ("rejected", "counter", "Messages that it refused."),
-    ("lost", "counter", "Messages known not to have arrived."),
+    ("lost", "counter", "Messages that did not arrive, or perhaps did not."),
     ("damaged", "counter", "Stored lines that are no events."),
     ("reconnects", "counter", "Connections after the first."),
 )

@@ -15,7 +15,14 @@ import orjson
 from ..errors import DirectoryError
 from .days import load_zone
 from .files import Files, is_full
-from .layout import STATE_DIRECTORY, STATE_FILE, day_file_name, parse_day, parse_day_file_name
+from .layout import (
+    STATE_DIRECTORY,
+    STATE_FILE,
+    Position,
+    day_file_name,
+    parse_day,
+    parse_day_file_name,
+)
 
 _STATE = f"{STATE_DIRECTORY}/{STATE_FILE}"
 _STATE_BYTES = 1 << 16  # far more than we ever write there
@@ -27,11 +34,13 @@ class State:
     """What a directory remembers beside its day files (`.auditlog/state`, a JSON object).
 
     `timezone`: the zone in which its first writer began days. `swept_through`: the newest day
-    that a sweep has removed. `other`: what a later version remembers, kept as it is.
+    that a sweep has removed, `swept_end`: its last line. `other`: what a later version remembers,
+    kept as it is.
     """
 
     timezone: str | None = None
     swept_through: date | None = None
+    swept_end: Position | None = None
     other: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -40,15 +49,17 @@ class State:
         other = orjson.loads(content)
         if not isinstance(other, dict):
             raise ValueError("no JSON object")
-        timezone, swept = other.pop("timezone", None), other.pop("swept_through", None)
+        timezone, swept, end = (other.pop(name, None) for name in ("timezone", "swept_through", "swept_end"))
         swept_through = parse_day(swept) if isinstance(swept, str) else None
+        swept_end = Position.parse(end) if isinstance(end, str) else None
         if not isinstance(timezone, str | None) or (swept is not None and swept_through is None):
             raise ValueError("a field has a wrong value")
-        return cls(timezone, swept_through, other)
+        return cls(timezone, swept_through, swept_end, other)
 
     def encode(self) -> bytes:
         """One line of JSON, without what is None."""
-        known = {"timezone": self.timezone, "swept_through": self.swept_through}
+        end = None if self.swept_end is None else str(self.swept_end)
+        known = {"timezone": self.timezone, "swept_through": self.swept_through, "swept_end": end}
         fields = {name: value for name, value in known.items() if value is not None}
         return orjson.dumps(fields | self.other, option=orjson.OPT_APPEND_NEWLINE)
 

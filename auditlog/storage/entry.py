@@ -81,3 +81,7 @@ class CorruptLine:
     raw: bytes
     length: int
     reason: str
+
+
+def pass_over(line: CorruptLine) -> None:
+    """An `on_corrupt` for those who leave it to others to tell of damage."""

@@ -18,6 +18,7 @@ STATE_FILE = "state"
 FORWARD_DIRECTORY = "forward"
 
 _day = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_destination = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?<!\.lock)(?<!\.new)", re.ASCII)
 _offset = re.compile(r"0|[1-9]\d*", re.ASCII)
 
 
@@ -40,6 +41,11 @@ def parse_day_file_name(name: str) -> date | None:
     """The day of a file name, or None for a stray one. Inverse of `day_file_name`."""
     stem, dot, suffix = name.rpartition(".")
     return parse_day(stem) if dot and suffix == "jsonlog" else None
+
+
+def is_destination_name(name: str) -> bool:
+    """May a destination have that name? Its files have it, too."""
+    return _destination.fullmatch(name) is not None
 
 
 class _DayAndOffset(NamedTuple):

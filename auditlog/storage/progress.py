@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from fcntl import LOCK_NB, LOCK_SH, flock
@@ -18,9 +18,9 @@ import orjson
 from ..errors import DirectoryError
 from .directory import Directory
 from .files import Files
-from .layout import FORWARD_DIRECTORY, STATE_DIRECTORY, Position
+from .layout import FORWARD_DIRECTORY, STATE_DIRECTORY, Position, is_destination_name
 
-LOCK_SUFFIX = ".lock"
+LOCK_SUFFIX, _NEW = ".lock", ".new"
 _BYTES = 1 << 20  # far more than any of these files has
 _MOST_SWEPT = 20
 _LOOK_SECONDS = 0.01
@@ -30,12 +30,13 @@ _LOOK_SECONDS = 0.01
 class Progress:
     """How far a destination has come, as its file has it (one JSON object).
 
-    position: a new run resumes behind it. sent_through: the last line that was handed over; ahead of
-    `position` where a new run would send some again. in_flight: how many lines were about to be sent when
-    the file was written, where none is ever sent twice.
+    position: a new run resumes behind it; sha256: the first digits of that line's. sent_through: the last
+    line that was handed over; ahead of `position` where a new run would send some again. in_flight: how many
+    lines were about to be sent when the file was written, where none is ever sent twice.
     sent, cut, rejected, lost, damaged: messages that were handed over (the repeated ones, too); that were
-    cut because they did not fit; that the receiver refused for good; that were known not to arrive; stored
-    lines that are no events. reconnects: connections made after the first.
+    cut because they did not fit; that the receiver refused for good; that did not arrive, or perhaps did not;
+    stored lines that are no events. reconnects: connections made after the first.
+    taken: the last entry that the receiver acknowledged, where it does that.
     begins_with: the oldest entry when forwarding began; a sweep that takes it before anything was sent is
     noticed by that.
     swept: the newest ranges of positions (from, to) that a sweep removed before they were sent.
@@ -45,6 +46,7 @@ class Progress:
 
     endpoint: str = ""
     position: Position = Position.START
+    sha256: str = ""
     sent_through: Position = Position.START
     in_flight: int = 0
     sent: int = 0
@@ -53,6 +55,7 @@ class Progress:
     lost: int = 0
     damaged: int = 0
     reconnects: int = 0
+    taken: Position = Position.START
     begins_with: Position = Position.START
     swept: list[tuple[str, str]] = field(default_factory=list)
     last_error: str = ""
@@ -85,6 +88,14 @@ class Progress:
         stored = asdict(self)
         positions = {name: str(value) for name, value in stored.items() if isinstance(value, Position)}
         return orjson.dumps(stored | positions, option=orjson.OPT_APPEND_NEWLINE)
+
+    def take_over(self, stored: Progress) -> None:
+        """Go on from what an earlier run has stored."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(stored, each.name))
+        # That run died before it could say what became of these.
+        self.lost += self.in_flight
+        self.in_flight = 0
 
     def note_swept(self, first: Position, last: Position) -> bool:
         """Remember a range that was swept before it was sent; False where it is known.
@@ -142,6 +153,7 @@ class Place:
                     there = os.stat(name, dir_fd=below, follow_symlinks=False)
                     if os.path.samestat(there, self._files.stat(fd)):
                         self._locked, fd = fd, -1
+                        self._clear(below)
                         return True
             except FileNotFoundError:
                 pass
@@ -149,6 +161,13 @@ class Place:
                 if fd >= 0:
                     self._files.close(fd)
             return False
+
+    def _clear(self, below: int) -> None:
+        """Remove what others left that died while they wrote; there is nobody else who may write."""
+        for name in self._files.names(below):
+            if name.startswith(f"{self._name}.") and name[len(self._name) + 1 :].removesuffix(_NEW).isdigit():
+                with suppress(FileNotFoundError):
+                    self._files.remove(below, name)
 
     def unlock(self) -> None:
         """Let somebody else forward to it."""
@@ -166,16 +185,31 @@ class Place:
 
     @contextmanager
     def _below(self) -> Iterator[tuple[Directory, int]]:
-        with Directory(self._path, self._files) as directory, directory.refusing():
-            state = directory.open_state_directory()
-            try:
-                below = self._files.open_subdirectory(state, FORWARD_DIRECTORY)
-            finally:
-                self._files.close(state)
-            try:
-                yield directory, below
-            finally:
-                self._files.close(below)
+        with (
+            Directory(self._path, self._files) as directory,
+            directory.refusing(),
+            _open_below(directory, self._files, create=True) as below,
+        ):
+            yield directory, below
+
+
+@contextmanager
+def _open_below(directory: Directory, files: Files, *, create: bool = False) -> Iterator[int]:
+    """Open `.auditlog/forward`. Raises FileNotFoundError where it is not there, unless it may be made."""
+    open_one = files.open_subdirectory if create else _open_existing(files)
+    state = open_one(directory.fd, STATE_DIRECTORY)
+    try:
+        below = open_one(state, FORWARD_DIRECTORY)
+    finally:
+        files.close(state)
+    try:
+        yield below
+    finally:
+        files.close(below)
+
+
+def _open_existing(files: Files) -> Callable[[int, str], int]:
+    return lambda parent, name: files.open_directory(name, parent)
 
 
 def read_all(path: str, files: Files) -> dict[str, Progress]:
@@ -186,51 +220,28 @@ def read_all(path: str, files: Files) -> dict[str, Progress]:
 
 def of_directory(directory: Directory, files: Files) -> dict[str, Progress]:
     """The same of an open directory."""
-    with directory.refusing():
-        try:
-            state = files.open_directory(STATE_DIRECTORY, directory.fd)
-        except FileNotFoundError:
-            return {}
-        try:
-            below = files.open_directory(FORWARD_DIRECTORY, state)
-        except FileNotFoundError:
-            return {}
-        finally:
-            files.close(state)
-        try:
-            found = {}
-            for name in sorted(files.names(below)):
-                if name.endswith((LOCK_SUFFIX, ".new")):
-                    continue
-                progress = _read(directory, below, name, files)
-                if progress is not None:
-                    found[name] = progress
-            return found
-        finally:
-            files.close(below)
+    found = {}
+    with directory.refusing(), suppress(FileNotFoundError), _open_below(directory, files) as below:
+        for name in sorted(filter(is_destination_name, files.names(below))):
+            progress = _read(directory, below, name, files)
+            if progress is not None:
+                found[name] = progress
+    return found
 
 
 def is_locked(path: str, name: str, files: Files) -> bool:
     """Does anybody forward to the destination of that name? Raises DirectoryError."""
-    with (
-        Directory(path, files) as directory,
-        directory.refusing(f"{name}{LOCK_SUFFIX} cannot be read: "),
-        ExitStack() as opened,
-    ):
-        fd = directory.fd
-        try:
-            for below in (STATE_DIRECTORY, FORWARD_DIRECTORY):
-                fd = files.open_directory(below, fd)
-                opened.callback(files.close, fd)
-            fd = files.open_read(fd, name + LOCK_SUFFIX)
-        except FileNotFoundError:
-            return False
-        opened.callback(files.close, fd)
-        try:
-            # Shared, so that two who ask do not take each other for one who forwards.
-            flock(fd, LOCK_SH | LOCK_NB)
-        except BlockingIOError:
-            return True
+    name += LOCK_SUFFIX
+    with Directory(path, files) as directory, directory.refusing(f"{name} cannot be read: "):
+        with suppress(FileNotFoundError), _open_below(directory, files) as below:
+            fd = files.open_read(below, name)
+            try:
+                # Shared, so that two who ask do not take each other for one who forwards.
+                flock(fd, LOCK_SH | LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                files.close(fd)
         return False
 
 

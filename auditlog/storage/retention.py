@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import stat
 import time
@@ -15,11 +16,14 @@ from ..errors import DirectoryError, InvalidSetting, SweepBusy
 from .days import ONE_DAY, Clock, SystemClock, day_at, start_of
 from .directory import Directory
 from .files import Files, is_full
-from .layout import day_file_name
+from .layout import Position, day_file_name
+from .lines import last_line
 from .lock import AppendLock
 from .progress import oldest_needed
 
 LONGEST_DAYS = 36_525  # a century
+log = logging.getLogger("auditlog")
+
 _PAUSE = 0.05  # between two looks whether another sweep is over
 
 
@@ -191,9 +195,20 @@ class RetentionSweeper:
         try:
             swept = directory.read_state().swept_through
             if swept is None or swept < day:
-                directory.update_state(swept_through=day)
+                directory.update_state(swept_through=day, swept_end=self._end_of(directory, day))
         finally:
             self._append_lock.release(directory.fd)
+
+    def _end_of(self, directory: Directory, day: date) -> Position | None:
+        """The last line of a day: whoever has read that has missed nothing."""
+        fd = directory.open_day(day)
+        if fd is None:
+            return None
+        try:
+            found = last_line(fd)
+            return None if found is None else Position(day, found[0])
+        finally:
+            self._files.close(fd)
 
     def _plan(self, directory: Directory, zone: tzinfo) -> _Plan:
         plan = _Plan(today := day_at(self._clock.time_ns(), zone))
@@ -219,7 +234,11 @@ class RetentionSweeper:
     def _held_from(self, directory: Directory, oldest: date) -> date:
         """The first day that is kept because a destination still needs it."""
         if self.retention.hold_for_destinations:
-            needed = oldest_needed(directory, self._files)
+            try:
+                needed = oldest_needed(directory, self._files)
+            except DirectoryError as error:  # then whatever may be kept for it is
+                log.warning("%s", error)
+                needed = date.min
             if needed is not None:
                 return max(needed, oldest - timedelta(days=self.retention.days))
         return oldest

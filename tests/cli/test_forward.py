@@ -99,6 +99,16 @@ class TestOnce:
             )
             until(lambda: receiver.ids == ["1"])
 
+    @pytest.mark.parametrize("streams", ["2>&-", "<&- >&- 2>&-"])
+    def test_a_closed_standard_error_is_no_reason_to_fail(
+        self, directory: Path, configured: Configure, receiver: Stream, streams: str
+    ) -> None:
+        write_day(directory, DAY, line(1))
+        arguments = f"--audit-log-dir {directory} --config {configured(siem=receiver.endpoint)} --once"
+        command = f"exec {sys.executable} -m auditlog forward {arguments} {streams}"
+        assert subprocess.run(["bash", "-c", command], cwd=ROOT, check=False).returncode == 0
+        until(lambda: receiver.ids == ["1"])
+
     def test_an_empty_log_is_soon_sent(
         self, run: Run, directory: Path, configured: Configure, receiver: Stream
     ) -> None:
@@ -178,6 +188,19 @@ class TestRunning:
             "info    stopped forwarding to loki,",
         ]
         assert "\x1b" not in forwarding.said
+
+    def test_a_token_in_an_endpoint_is_not_told(
+        self, run: Run, directory: Path, configured: Configure, start: Start
+    ) -> None:
+        write_day(directory, DAY, line(1))
+        endpoint = f"http://127.0.0.1:{free_port()}/in"
+        forwarding = Forwarding(start, directory, configured(siem=f"{endpoint}?token=secret"))
+        until(lambda: "error   destination siem: connection refused\n" in forwarding.said)
+        status = run("forward", "--status").stdout
+        forwarding.end()
+        assert f"info    forwarding to siem ({endpoint})\n" in forwarding.said
+        assert f"siem  {endpoint}\n" in status
+        assert "secret" not in forwarding.said + status
 
     def test_a_dead_destination_is_told_once_and_blocks_no_other(
         self, directory: Path, configured: Configure, receiver: Stream, start: Start
@@ -286,15 +309,50 @@ class TestUsage:
         assert f"auditlog: {config}: machine.logging.destinations[0].endpoint=" in done.stderr
         assert "\x1b" not in done.stderr
 
-    def test_a_destination_that_cannot_work_is_named(
-        self, run: Run, directory: Path, configured: Configure, tmp_path: Path
+    @pytest.mark.parametrize(
+        ("endpoint", "settings", "said"),
+        [
+            ("tls://h:1/", {"caFile": "none.pem"}, "caFile='none.pem': cannot be used"),
+            (
+                "tls://h:1/",
+                {"certFile": "none.pem", "keyFile": "x"},
+                "certFile='none.pem': cannot be used, or keyFile cannot",
+            ),
+            ("http://h/", {"headers": {"A": "\u00e9"}}, "headers.A='[redacted]': cannot be said in HTTP"),
+            ("http://h/", {"format": "loki", "labels": {"a-b": "c"}}, "labels='a-b': the name of a label"),
+            (
+                "http://h/x?token=secret",
+                {"format": "elasticsearch"},
+                "endpoint='http://h/x': the path must be that of the bulk API",
+            ),
+            (
+                "tcp://h:1/",
+                {"format": "syslog", "extraTags": {"my tag.x": "y"}},
+                "extraTags.my tag.x='y': syslog takes names",
+            ),
+        ],
+    )
+    def test_a_destination_that_cannot_work_is_told_with_its_place(
+        self, run: Run, directory: Path, tmp_path: Path, endpoint: str, settings: dict[str, Any], said: str
     ) -> None:
         write_day(directory, DAY, line(1))
-        config = configured(siem="tls://localhost:1/")
-        config.write_text(config.read_text().replace('"name"', '"caFile":"none.pem","name"'))
+        items = [{"endpoint": nowhere()}, {"endpoint": endpoint, **settings}]
+        config = tmp_path / "forward.yaml"
+        config.write_bytes(b"a: b\n---\n" + orjson.dumps({"machine": {"logging": {"destinations": items}}}))
         done = run("forward", "--config", config, "--once")
-        assert done.returncode == 2
-        assert "destination siem: ca_file='none.pem': cannot be used" in done.stderr
+        assert (done.returncode, done.stdout) == (2, "")
+        place = "document 2: machine.logging.destinations[1]"
+        assert done.stderr.startswith(f"auditlog: {config}: {place}.{said}")
+        assert "secret" not in done.stderr
+        assert not (directory / ".auditlog" / "forward").exists()
+
+    @pytest.mark.parametrize(
+        "command", ["read", "summary", "show 2024-08-12:0", "doctor", "sweep", "forward"]
+    )
+    def test_an_empty_directory_name_is_not_the_current_directory(self, run: Run, command: str) -> None:
+        done = run(*command.split(), "--audit-log-dir", "")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "Invalid value for '--audit-log-dir': it is empty; name the directory" in done.stderr
 
 
 def stored(directory: Path, name: str, **facts: Any) -> None:
@@ -516,7 +574,8 @@ class TestTerminal:
             ),
             (80, "siem: up to date, 1 sent | loki: failing, connection refused"),
             (40, "siem: up to date | loki: failing"),
-            (20, "siem: up to date |…"),
+            (26, "loki: failing | siem: up…"),
+            (15, "loki: failing…"),
         ],
     )
     def test_it_is_one_line_of_the_terminal(
@@ -533,7 +592,8 @@ class TestTerminal:
         shown = show(columns, config)
         drawn = f"{expected:{columns - 1}}"
         until(lambda: shown.sees(f"\r{re.escape(drawn)}"))
-        assert max(len(row) for row in shown.end() if row.startswith("siem: ")) == columns - 1
+        rows = [row for row in shown.end() if row.startswith(("siem: ", "loki: "))]
+        assert max(map(len, rows)) == columns - 1
 
     def test_a_backlog_is_told_with_rate_and_age(
         self, directory: Path, configured: Configure, show: Show, start: Start

@@ -126,7 +126,7 @@ def _log_record(record: dict[str, Any], resource: dict[str, Any]) -> Message:
     )
     must(isinstance(_any_value(record["body"]), str), "a string as the body")
     fields = _attributes(record["attributes"])
-    must(fields["event_type"] == record["eventName"], "eventName")
+    must("truncated" in fields or fields["event_type"] == record["eventName"], "eventName")
     fields = fields | {"resource": resource, "msg": record["body"]["stringValue"]}
     return Message(
         fields["log.record.uid"], fields.get("resource_id", ""), int(record["timeUnixNano"]), fields

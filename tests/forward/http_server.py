@@ -37,7 +37,7 @@ class Answer:
 
     how: `whole`; `last`: the connection is closed behind it; `torn`: within it; `nothing`: before it;
     `dribble_headers` and `dribble_body`, which never end; `silence`: never.
-    takes: whether what was told is kept before.
+    takes: whether what was told is kept before. reason: the phrase behind the status, if another.
     """
 
     status: int = 200
@@ -45,6 +45,7 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
     how: Literal["whole", "last", "torn", "nothing", "dribble_headers", "dribble_body", "silence"] = "whole"
     takes: bool = False
+    reason: str | None = None
 
 
 @dataclass
@@ -161,7 +162,9 @@ class ApiServer(ThreadingHTTPServer):
                 said.append(f"entry for stream '{{service_name=\"audit\"}}' has timestamp too new: {at}")
             elif message not in self.accepted:  # the same time and line in the same stream is one entry
                 self.accepted.append(message)
-        return Answer(400, "\n".join(said).encode()) if said else Answer(204)
+        if len(said) > 1:
+            said = [f"1 errors like: {each}" for each in said]
+        return Answer(400, "; ".join(said).encode()) if said else Answer(204)
 
     def _splunk_hec(self, messages: list[Message]) -> Answer:
         for number, message in enumerate(messages):
@@ -226,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
         if answer.how == "silence":
             self._wait_for_the_end()
             return
-        self.send_response(answer.status)
+        self.send_response(answer.status, answer.reason)
         for name, value in answer.headers.items():
             self.send_header(name, value)
         if answer.how == "dribble_headers":

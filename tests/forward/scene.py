@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +13,7 @@ from auditlog import AuditLogger, AuditReader, Position
 from auditlog.storage.files import Files
 from auditlog.storage.progress import Place, Progress
 from tests.conftest import Start
+from tests.helpers import free_port as free_port
 from tests.programs.forward_log import NAME
 
 Protocol = Literal["tcp", "tls", "http", "udp"]
@@ -144,16 +143,3 @@ def next_line(process: subprocess.Popen[bytes]) -> str:
 def kill(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
-
-
-def free_port() -> int:
-    """A port below those that the kernel gives away: it stays free while nobody listens."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as packets:
-            try:
-                stream.bind(("127.0.0.1", port))
-                packets.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port

@@ -1,16 +1,26 @@
-"""Receivers in the test's own process, which keep what they got: TCP, TLS and UDP on loopback."""
+"""Receivers in the test's own process, which keep what they got, and forwarders to them."""
 
 from __future__ import annotations
 
 import socket
 import ssl
 import threading
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Self
 
 import orjson
 
-from tests.helpers import until
+from auditlog.forward import Destination, Forwarder
+from auditlog.storage.days import Clock
+from auditlog.storage.files import Files
+from auditlog.storage.progress import Progress, read_all
+from tests.forward.http_server import ApiServer
+from tests.helpers import free_port as free_port
+from tests.helpers import line, until
+
+DAY = "2024-08-12"
 
 
 class Stream:
@@ -106,6 +116,7 @@ class Packets:
         self._socket.bind(("127.0.0.1", port))
         self.port: int = self._socket.getsockname()[1]
         self.endpoint = f"udp://127.0.0.1:{self.port}/"
+        self._messages: list[dict[str, Any]] = []
 
     def take(self, count: int) -> list[bytes]:
         """So many packets, in the order in which they came."""
@@ -121,6 +132,17 @@ class Packets:
                 found.append(self._socket.recv(1 << 16))
         return found
 
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """Those that came so far; `take` and `rest` do not give them any more."""
+        if self._socket.fileno() >= 0:
+            self._messages += map(orjson.loads, self.rest())
+        return self._messages
+
+    @property
+    def ids(self) -> list[str]:
+        return [message["resource_id"] for message in self.messages]
+
     def close(self) -> None:
         self._socket.close()
 
@@ -131,8 +153,59 @@ class Packets:
         self.close()
 
 
-def free_port() -> int:
-    """A port of loopback at which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+class Requests(ApiServer):
+    """An HTTP server that takes lines of JSON."""
+
+    def __init__(self) -> None:
+        super().__init__("json_lines")
+        self.endpoint = self.url
+
+
+Sink = Stream | Requests | Packets
+SINKS: dict[str, Callable[[], Sink]] = {"tcp": Stream, "http": Requests, "udp": Packets}
+
+
+# ---------------------------------------------------------------------- forwarders
+
+
+def forwarder_to(
+    endpoint: str,
+    directory: Path,
+    *,
+    clock: Clock | None = None,
+    files: Files | None = None,
+    in_server: bool = False,
+    **settings: Any,
+) -> Forwarder:
+    """One that was not started yet; `settings` are those of the destination."""
+    destination = Destination(endpoint=endpoint, **({"name": "siem"} | settings))
+    return Forwarder(directory, destination, clock=clock, files=files, in_server=in_server)
+
+
+def once(directory: Path, endpoint: str, **options: Any) -> Progress:
+    """Forward what there is."""
+    forwarder = forwarder_to(endpoint, directory, **options)
+    forwarder.run(once=True)
+    return forwarder.progress
+
+
+@contextmanager
+def forwarding(directory: Path, endpoint: str, **options: Any) -> Iterator[Forwarder]:
+    """A forwarder in its thread."""
+    forwarder = forwarder_to(endpoint, directory, **options)
+    forwarder.start()
+    try:
+        yield forwarder
+    finally:
+        forwarder.stop()
+
+
+def stored(directory: Path) -> Progress:
+    """How far the destination of these forwarders has come, as its file says."""
+    return read_all(str(directory), Files()).get("siem") or Progress()
+
+
+def append(directory: Path, *numbers: int) -> None:
+    """Write lines behind those of the day."""
+    with (directory / f"{DAY}.jsonlog").open("ab") as file:
+        file.write(b"".join(map(line, numbers)))

@@ -146,6 +146,17 @@ machine:
         found = load(tmp_path, f"{one}\n---\n- another\n---\n\n---\n{one.replace(':1', ':2')}")
         assert [each.endpoint for each in found] == ["tcp://h:1", "tcp://h:2"]
 
+    def test_what_is_tagged_elsewhere_is_passed_over(self, tmp_path: Path) -> None:
+        text = """\
+a: !vault |
+  6162
+b: !!int 3
+c: [!!python/object/apply:os.system ['id'], !!binary aGk=, !!set {d}, <<]
+!key e: !map {!key f: !list [1]}
+machine: {logging: {destinations: [{endpoint: !!str "tcp://h:1", extraTags: {rack: !!int 07}}]}}
+"""
+        assert load(tmp_path, text) == [Destination(endpoint="tcp://h:1", extra_tags={"rack": "07"})]
+
     def test_headers_are_filled_from_the_environment_and_nothing_else_is(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -171,7 +182,6 @@ class TestRefused:
             ("machine: {logging: }", "has no machine.logging.destinations"),
             ("machine: [", "is no YAML: line 1, column 11: "),
             ("a: b\nc: d: e", "is no YAML: line 2, column 5: mapping values are not allowed here"),
-            ("machine: !vault x", "is no YAML: line 1, column 10: could not determine a constructor"),
             ("machine: *x", "is no YAML: line 1, column 10: found undefined alias"),
             ("machine: {}\nmachine: {}", "is no YAML: line 2, column 1: the key machine stands"),
             ("? [a]\n: b", "is no YAML: line 1, column 3: found unhashable key"),
@@ -193,6 +203,11 @@ class TestRefused:
         [
             ("machine: secret", "machine='[redacted]': must be a mapping, and is a single value"),
             (
+                "machine: !secret x",
+                "machine='[redacted]': must be a mapping, and is a value with a tag (!)",
+            ),
+            ("a: b\n---\nmachine: []", "document 2: machine='[redacted]': must be a mapping, and is a list"),
+            (
                 "machine: {logging: [secret]}",
                 "machine.logging='[redacted]': must be a mapping, and is a list",
             ),
@@ -212,7 +227,7 @@ class TestRefused:
             ("", "='[redacted]': must be a mapping, and is empty"),
             ("{}", ".endpoint='': is missing; "),
             ("{endpoint: 'ftp://h:1'}", ".endpoint='ftp://h:1': must be like "),
-            ("{endpoint: 'tcp://u:secret@h:1'}", ".endpoint='tcp://[redacted]@h': credentials belong into "),
+            ("{endpoint: 'tcp://u:secret@h:1'}", ".endpoint='[redacted]': credentials belong into "),
             ("{endpoint: ['tcp://h:1']}", ".endpoint='[redacted]': must be a single value, and is a list"),
             ("{endpoint: 'tcp://h:1', format: loki}", ".format='loki': tcp has the formats "),
             (
@@ -237,6 +252,13 @@ class TestRefused:
             ("{endpoint: 'tcp://h:1', sendTimeout: nan}", ".sendTimeout=nan: must be a positive number"),
             ("{endpoint: 'tcp://h:1', headers: {A: secret}}", ".headers='[redacted]': tcp has none"),
             ("{endpoint: 'http://h', headers: {A: [secret]}}", ".headers='[redacted]': must be names with"),
+            ("{endpoint: 'http://h', headers: {A: !secret x}}", ".headers='[redacted]': must be names with"),
+            ("{endpoint: 'http://h', headers: {A: ''}}", ".headers.A='': is empty"),
+            (
+                "{endpoint: 'tcp://h:1', name: !vault x}",
+                ".name='[redacted]': must be a single value, and is ",
+            ),
+            ("{endpoint: 'tcp://h:1', extraTags: {a: !vault x}}", ".extraTags.a=[tagged]: must be a string"),
         ],
     )
     def test_a_wrong_destination_with_its_place(self, tmp_path: Path, item: str, said: str) -> None:
@@ -267,14 +289,29 @@ class TestRefused:
             ["{endpoint: 'tcp://h:1', name: a}", "{endpoint: 'tcp://h:2', name: a}"],
         ):
             refused = refusal(tmp_path, f"machine: {{logging: {{destinations: [{', '.join(items)}]}}}}")
-            assert refused.startswith("forward.yaml: name=")
+            assert refused.startswith("forward.yaml: machine.logging.destinations[1].name=")
             assert "give each a name of its own" in refused
 
-    def test_a_header_that_the_environment_does_not_have(self, tmp_path: Path) -> None:
+    def test_the_document_is_told_where_there_are_several(self, tmp_path: Path) -> None:
+        good = "machine: {logging: {destinations: [{endpoint: 'tcp://h:1'}]}}"
+        for bad, said in (
+            (good.replace("tcp", "ftp"), "endpoint='ftp://h:1': must be like "),
+            (good, "name='tcp-h-1': is the name of two destinations"),
+            (good.replace("endpoint", "endpont"), "endpont='[redacted]': a destination has no such key"),
+        ):
+            refused = refusal(tmp_path, f"{good}\n---\n---\n{bad}")
+            assert refused.startswith(f"forward.yaml: document 3: machine.logging.destinations[0].{said}")
+
+    @pytest.mark.parametrize(("value", "is_now"), [(None, "not set"), ("", "empty")])
+    def test_a_header_that_the_environment_does_not_have(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None, is_now: str
+    ) -> None:
+        if value is not None:
+            monkeypatch.setenv("AUDITLOG_NO_SUCH", value)
         item = "{endpoint: 'http://h', headers: {Authorization: 'secret ${AUDITLOG_NO_SUCH}'}}"
         assert refusal_of(tmp_path, item) == (
             "[0].headers.Authorization='${AUDITLOG_NO_SUCH}': the environment variable AUDITLOG_NO_SUCH "
-            "is not set; set it, or correct its name"
+            f"is {is_now}; set it, or correct its name"
         )
 
     def test_a_value_of_the_environment_that_would_break_a_header(

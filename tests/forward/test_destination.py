@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import socket
+from itertools import product
 from typing import Any
 
 import pytest
@@ -54,6 +55,10 @@ def test_an_endpoint_is_taken_apart_and_names_its_destination(
         "tcp://host:5044/\n",
         "tcp://[::1:5044",
         "https://",
+        "tcp://siem..example.com:5044/",
+        "tcp://.example.com:5044/",
+        f"https://{'a' * 64}.example.com/",
+        "udp://h\ud800:1/",
     ],
 )
 def test_what_is_no_endpoint_is_refused_with_an_example(endpoint: str) -> None:
@@ -89,9 +94,13 @@ def test_what_is_no_endpoint_is_refused_with_an_example(endpoint: str) -> None:
         ("headers", {"headers": {"Authorization": "secret"}}),
         ("headers", {"endpoint": "https://host", "headers": {"Authorization": "secret\r\nX: y"}}),
         ("headers", {"endpoint": "https://host", "headers": {"Authorization": 5}}),
+        ("headers.Authorization", {"endpoint": "https://host", "headers": {"Authorization": ""}}),
+        ("headers.Authorization", {"endpoint": "https://host", "headers": {"Authorization": " "}}),
         ("labels", {"labels": {"job": "audit"}}),
         ("ca_file", {"ca_file": "ca.pem"}),
         ("cert_file", {"endpoint": "tls://host:1", "cert_file": "cert.pem"}),
+        ("server_name", {"endpoint": "tls://host:1", "server_name": "siem..example.com"}),
+        ("server_name", {"endpoint": "tls://host:1", "server_name": "a\0b"}),
         ("max_message_bytes", {"max_message_bytes": 511}),
         ("max_message_bytes", {"max_message_bytes": True}),
         ("max_message_bytes", {"endpoint": "udp://host:1", "max_message_bytes": 65508}),
@@ -112,7 +121,7 @@ def test_a_setting_that_makes_no_sense_is_named(setting: str, options: dict[str,
 def test_a_file_that_cannot_be_used_for_tls_is_refused_when_forwarding_begins(
     option: str, tmp_path: Any
 ) -> None:
-    from auditlog.forward.channel import channel_for
+    from auditlog.forward.forwarder import channel_for
     from auditlog.storage.progress import Progress
 
     (tmp_path / "empty.pem").write_text("")
@@ -125,8 +134,43 @@ def test_a_file_that_cannot_be_used_for_tls_is_refused_when_forwarding_begins(
 
 
 def test_secrets_do_not_show() -> None:
-    destination = Destination(endpoint="https://host", headers={"Authorization": "Bearer secret"})
+    destination = Destination(
+        endpoint="https://host/in?token=secret", headers={"Authorization": "Bearer secret"}
+    )
+    assert destination.shown_endpoint == "https://host/in"
+    assert destination.url.path == "/in?token=secret"
+    assert "shown_endpoint='https://host/in'" in repr(destination)
     assert "secret" not in repr(destination)
+
+
+@pytest.mark.parametrize("mark", [*"/#?[] :@%", "\n", ""])
+def test_a_password_in_an_endpoint_does_not_show(mark: str) -> None:
+    for scheme, port in product(("https://", "tcp://", "ftp://", ""), ("", ":1", ":99999", ":x")):
+        with pytest.raises(InvalidSetting) as caught:
+            Destination(endpoint=f"{scheme}admin:12{mark}hunter2@host{port}/")
+        assert str(caught.value) == (
+            "endpoint='[redacted]': credentials belong into headers, not into the URL; "
+            "elsewhere in it, @ is %40"
+        )
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "ftp://host/?token=secret",
+        "http://host/a b?token=secret",
+        "https://host:x/?token=secret",
+        "https://host:99999/#secret",
+        "tcp://host?token=secret",
+        "tcp://host:1/?token=secret",
+        "tcp://host:1/#secret",
+    ],
+)
+def test_the_query_of_an_endpoint_that_is_refused_does_not_show(endpoint: str) -> None:
+    with pytest.raises(InvalidSetting) as caught:
+        Destination(endpoint=endpoint)
+    assert "host" in caught.value.value  # type: ignore[operator]
+    assert "secret" not in str(caught.value)
 
 
 def test_two_of_one_name_are_refused() -> None:
@@ -135,9 +179,20 @@ def test_two_of_one_name_are_refused() -> None:
         checked([one, other])
     named = Destination(endpoint="tcp://host:1", format="syslog", name="second")
     assert checked([one, named]) == (one, named)
-    for wrong in ("tcp://host:1", ["tcp://host:1"], {"endpoint": "tcp://host:1"}):
-        with pytest.raises(InvalidSetting, match="Destination"):
-            checked(wrong)
+    one, other = (
+        Destination(endpoint="http://host/?token=secret"),
+        Destination(endpoint="http://host/?secret"),
+    )
+    with pytest.raises(InvalidSetting, match=r"\(http://host/\); give"):
+        checked([one, other])
+
+
+def test_what_is_no_destination_is_refused_and_not_shown() -> None:
+    wrong: dict[str, Any] = {"endpoint": "https://me:secret@host", "headers": {"Authorization": "secret"}}
+    for given in ("https://me:secret@host", ["https://me:secret@host"], wrong, [wrong]):
+        with pytest.raises(InvalidSetting, match="Destination") as caught:
+            checked(given)
+        assert "secret" not in str(caught.value)
 
 
 def test_a_destination_survives_pickling() -> None:

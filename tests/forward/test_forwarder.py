@@ -7,9 +7,7 @@ import os
 import signal
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
@@ -26,12 +24,12 @@ from auditlog import (
 from auditlog.forward import Destination, Forwarder
 from auditlog.forward.delivery import SENT_AGAIN_BYTES
 from auditlog.storage.files import Files
-from auditlog.storage.progress import Place, Progress, read_all
+from auditlog.storage.progress import Place, Progress
 from auditlog.testing import FailingFiles
-from tests.forward.sinks import Packets, Stream, free_port
-from tests.helpers import line, until, write_day
+from tests.forward.sinks import DAY, Packets, Stream, append, forwarding, once, stored
+from tests.helpers import free_port, line, until, write_day
 
-DAY = "2024-08-12"
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def days_of(directory: Path, count: int = 20, first: int = 0, size: int = 0) -> list[str]:
@@ -40,30 +38,6 @@ def days_of(directory: Path, count: int = 20, first: int = 0, size: int = 0) -> 
     write_day(directory, "2024-08-11", b"".join(lines[: count // 2]))
     write_day(directory, DAY, b"".join(lines[count // 2 :]))
     return [str(number) for number in range(first, first + count)]
-
-
-def append(directory: Path, *numbers: int) -> None:
-    with (directory / f"{DAY}.jsonlog").open("ab") as file:
-        file.write(b"".join(map(line, numbers)))
-
-
-def once(directory: Path, endpoint: str, **options: Any) -> Progress:
-    """Forward what there is."""
-    forwarder = Forwarder(directory, Destination(endpoint=endpoint, **options))
-    forwarder.run(once=True)
-    return forwarder.progress
-
-
-@contextmanager
-def forwarding(directory: Path, endpoint: str, **options: Any) -> Iterator[Forwarder]:
-    """A forwarder in its thread."""
-    files = options.pop("files", None)
-    forwarder = Forwarder(directory, Destination(endpoint=endpoint, **options), files=files)
-    forwarder.start()
-    try:
-        yield forwarder
-    finally:
-        forwarder.stop()
 
 
 class TestInOrder:
@@ -148,8 +122,8 @@ class TestStreams:
         with Stream() as stream:
             with forwarding(directory, stream.endpoint) as forwarder:
                 until(lambda: stream.ids == ids and forwarder.progress.sent == 400)
-                until(lambda: stored(directory, forwarder).sent == 400)
-                left = stored(directory, forwarder)  # as a kill would leave it
+                until(lambda: stored(directory).sent == 400)
+                left = stored(directory)  # as a kill would leave it
             assert left.sent_through > left.position
             Place(str(directory), forwarder.destination.name, Files()).write(left)
             once(directory, stream.endpoint)
@@ -160,12 +134,15 @@ class TestStreams:
         self, directory: Path
     ) -> None:
         days_of(directory, 2)
+        expected = 2
         with Stream() as stream, forwarding(directory, stream.endpoint) as forwarder:
             for number in range(2, 5):
-                until(lambda: len(stream.open) == 1 and not forwarder.progress.failing)
+                until(lambda expected=expected: len(stream.ids) == expected)  # type: ignore[misc]
                 stream.drop()
                 append(directory, number)
-                until(lambda number=number: str(number) in stream.ids)  # type: ignore[misc]
+                expected += number + 1  # all of it again, and the new one: sent once
+            until(lambda: len(stream.ids) == expected)
+        assert forwarder.progress.sent == expected
 
     def test_a_peer_that_says_something_is_not_minded(self, directory: Path) -> None:
         days_of(directory, 2)
@@ -184,14 +161,10 @@ class TestStreams:
             until(lambda: forwarder.progress.failing)
             with Stream(port=port) as stream:
                 until(lambda: stream.ids == ["0", "1"])
-                until(lambda: not stored(directory, forwarder).failing)
-                left = stored(directory, forwarder)
+                until(lambda: not stored(directory).failing)
+                left = stored(directory)
                 assert left.last_error == "connection refused"
                 assert left.last_error_ms > 0
-
-
-def stored(directory: Path, forwarder: Forwarder) -> Progress:
-    return read_all(str(directory), Files())[forwarder.destination.name]
 
 
 class TestTls:
@@ -343,19 +316,23 @@ class TestPosition:
     @pytest.mark.parametrize(
         "content", [b"", b"{", b"[]", b'{"position":5}', b'{"sent":"many"}', b'{"swept":[5]}']
     )
-    def test_a_damaged_position_is_an_error_that_says_what_to_do(
-        self, directory: Path, content: bytes
-    ) -> None:
+    def test_what_nobody_stored_is_no_position(self, content: bytes) -> None:
+        with pytest.raises(ValueError, match=r"wrong value|no JSON object|unexpected|empty"):
+            Progress.parse(content)
+
+    def test_a_damaged_position_is_an_error_that_says_what_to_do(self, directory: Path) -> None:
         days_of(directory, 2)
+        file = directory / ".auditlog/forward/siem"
         with Stream() as stream:
-            once(directory, stream.endpoint, name="siem")
-            (directory / ".auditlog/forward/siem").write_bytes(content)
+            once(directory, stream.endpoint)
+            file.write_bytes(b"{damaged")
             with pytest.raises(DirectoryError, match=r"forward/siem is damaged .* remove it"):
-                once(directory, stream.endpoint, name="siem")
-            with forwarding(directory, stream.endpoint, name="siem") as forwarder:
+                once(directory, stream.endpoint)
+            with forwarding(directory, stream.endpoint) as forwarder:
                 until(lambda: forwarder.progress.failing)
-                (directory / ".auditlog/forward/siem").unlink()
-                until(lambda: forwarder.active)
+                assert file.read_bytes() == b"{damaged"
+                file.unlink()
+                until(lambda: stream.ids == ["0", "1", "0", "1"])
 
     def test_a_disk_that_is_full_does_not_keep_streams_from_being_sent(self, directory: Path) -> None:
         days_of(directory, 2)
@@ -370,7 +347,7 @@ class TestPosition:
     def test_a_forked_child_keeps_neither_lock_nor_connection(self, directory: Path) -> None:
         days_of(directory, 2)
         with Stream() as stream:
-            with forwarding(directory, stream.endpoint) as forwarder:
+            with forwarding(directory, stream.endpoint):
                 until(lambda: stream.ids == ["0", "1"])
                 child = os.fork()
                 if child == 0:
@@ -379,7 +356,7 @@ class TestPosition:
                     os._exit(0)
             try:
                 until(lambda: not stream.open)  # the receiver saw the parent leave
-                assert stored(directory, forwarder).position > Position.START
+                assert stored(directory).position > Position.START
                 append(directory, 2)
                 once(directory, stream.endpoint)
                 until(lambda: stream.ids == ["0", "1", "2"])

@@ -15,7 +15,7 @@ import pytest
 from auditlog import AuditLogger, Entry, Session, denied
 from auditlog.forward import Destination, Forwarder, load_destinations
 from auditlog.forward.apis import Elasticsearch, Loki, SplunkHec
-from auditlog.forward.channel import channel_for
+from auditlog.forward.forwarder import channel_for
 from auditlog.forward.otlp import Otlp
 from auditlog.forward.syslog import Syslog
 from auditlog.storage.progress import Progress

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+import re
 import select
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
+import httpx
+import orjson
 import pytest
 import trustme
 
@@ -22,6 +27,7 @@ from auditlog.errors import DestinationError
 from auditlog.forward import Destination, Forwarder
 from auditlog.forward.http import HttpChannel
 from auditlog.forward.message import Messages, time_ns_of
+from auditlog.forward.secrecy import Secrecy
 from auditlog.storage.progress import Progress
 from tests.forward.http_server import Answer, ApiServer
 from tests.helpers import until, write_day
@@ -43,10 +49,10 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.lower(), raising=False)
 
 
-def written(directory: Path, count: int, **data: Any) -> list[Entry]:
-    """The entries of so many events, about resources named r0, r1, ..."""
+def written(directory: Path, count: int, *, first: int = 0, **data: Any) -> list[Entry]:
+    """The entries of so many events, about resources named r0, r1, ..., or from another number on."""
     with AuditLogger(directory, fsync="never", retention=None) as audit:
-        for number in range(count):
+        for number in range(first, first + count):
             text = HOSTILE[number % len(HOSTILE)]
             with audit.session(Session(email=f"u{number}@example.com", user_agent=text)):
                 audit.update("Clusters.omni.sidero.dev", f"r{number}", cluster={"id": f"r{number}"}, **data)
@@ -207,6 +213,43 @@ def test_the_proxy_of_the_environment_is_used(directory: Path, monkeypatch: pyte
         with way(server, endpoint="http://siem.invalid") as channel:
             channel.send(written(directory, 1))
         assert server.requests[0].path == "http://siem.invalid/"
+
+
+def test_a_server_name_that_a_proxy_leaves_without_effect_is_told_at_once(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = written(directory, 1)
+    with ApiServer("json_lines") as server, ApiServer("json_lines") as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        settings = {"endpoint": server.url.replace("http", "https"), "server_name": "siem.example.com"}
+        with way(server, **settings) as channel:
+            for _ in range(2):
+                with pytest.raises(DestinationError, match=r"serverName has no effect .* set NO_PROXY"):
+                    channel.send(entries)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        with way(server, **settings) as channel, pytest.raises(DestinationError, match="TLS: "):
+            channel.send(entries)
+
+
+@pytest.mark.parametrize("tags", [{}, {"msg": "a tag that wins"}])
+@pytest.mark.parametrize("api", FORMATS)
+def test_a_line_that_is_nested_deeper_than_can_be_written_holds_nothing_up(
+    api: str, tags: dict[str, str], directory: Path
+) -> None:
+    lines = b""
+    for depth in (250, 300, 900, 1000):
+        deep = b'{"a":' * depth + b"1" + b"}" * depth
+        for text in (b"short", b"x" * 100_000):
+            lines += b'{"event_type":"create","event_data":{"deep":%b,"text":"%b"}}\n' % (deep, text)
+    write_day(directory, "2024-08-12", lines)
+    entries = list(AuditReader(directory).read())
+    with connected(api, extra_tags=tags) as (server, channel):
+        server.largest_bytes = 90_000  # every second one is cut
+        channel.send(entries)
+        assert len(server.accepted) == 8
+        if api != "raw":
+            assert server.keys == [Messages(channel.destination).key(entry) for entry in entries]
+    assert channel.progress.rejected == 0
 
 
 # ---------------------------------------------------------------------- what answers mean
@@ -371,6 +414,51 @@ def test_a_message_alone_is_passed_over_only_where_the_receiver_still_takes_anot
     assert channel.progress.rejected == 1
 
 
+def test_what_was_taken_before_a_restart_is_known_by_the_next_run(directory: Path) -> None:
+    entries = written(directory, 3)
+    with connected("json_lines") as (server, channel):
+        channel.send(entries[:1])
+        server.poison = {"r1"}
+        with way(server) as unknowing, pytest.raises(DestinationError):
+            unknowing.send(entries[1:2])
+        again = Way(server)
+        again.open(entries[0])
+        again.send(entries[1:2])
+        assert again.progress.rejected == 1
+        again.send(entries[2:])
+        again.open(entries[1])  # what it knows itself was taken for certain
+        server.poison = {"r0", "r1"}
+        again.send(entries[1:2])
+        assert again.progress.rejected == 2
+        again.close()
+
+
+def test_refused_messages_one_after_the_other_block_no_run_that_ends(directory: Path) -> None:
+    with ApiServer("json_lines") as server, AuditLogger(directory, retention=None) as log:
+        server.poison = {"bad"}
+        for name in ("good", "bad", "bad", "bad", "last"):
+            log.create("T", name)
+            Forwarder(directory, Destination(endpoint=server.url)).run(once=True)
+        assert [name for name in server.ids if name != "good"] == ["last"]
+
+
+@pytest.mark.parametrize("size", [10, 1 << 20])
+def test_a_forwarder_passes_over_more_refused_messages_than_a_batch_has(size: int, directory: Path) -> None:
+    count = 300 if size == 10 else 2
+    written(directory, 3)
+    with ApiServer("elasticsearch") as server:
+        destination = Destination(endpoint=server.url, format="elasticsearch")
+        Forwarder(directory, destination).run(once=True)
+        server.poison = {f"r{number}" for number in range(3, 3 + count)}
+        with AuditLogger(directory, fsync="never", retention=None, max_line_bytes=2 << 20) as audit:
+            for number in range(3, 3 + count + 3):
+                audit.create("Clusters.omni.sidero.dev", f"r{number}", cluster={"text": "x" * size})
+        forwarder = Forwarder(directory, destination)
+        forwarder.run(once=True)
+        assert forwarder.progress.rejected == count
+        assert server.ids == [f"r{number}" for number in (0, 1, 2, 3 + count, 4 + count, 5 + count)]
+
+
 def test_what_fails_in_the_middle_is_counted_when_it_is_done(directory: Path) -> None:
     entries = written(directory, 4)
     with connected("json_lines") as (server, channel):
@@ -415,11 +503,68 @@ def test_what_is_too_old_for_loki_is_passed_over_at_once(
         channel.send(entries[:100])
         assert len(server.requests) == 1
         channel.send(entries[100:])
-        assert len(server.requests) == 3
+        assert len(server.requests) == 4
         assert server.ids == [f"r{number}" for number in range(120, 200)]
     assert channel.progress.rejected == 120
-    assert f"from {entries[0].position} to {entries[99].position}: 400 Bad Request: entry for" in caplog.text
+    assert f"from {entries[0].position} to {entries[99].position}: 400 Bad Request: 1 errors" in caplog.text
     assert f"from {entries[100].position} to {entries[119].position}: 400" in caplog.text
+
+
+LOKI_TOO_OLD = (
+    "entry for stream '{source=\"a}' b\"}' has timestamp too old: OLD, oldest acceptable timestamp is: NEW",
+    "entry with timestamp 2024-08-11 13:25:44.5 +0000 UTC ignored, reason: 'entry too far behind, entry "
+    "timestamp is: OLD, oldest acceptable timestamp is: NEW',\nuser 'fake', total ignored: 1 out of 2 for "
+    "stream: {}",
+    "entry with timestamp 2024-08-11 13:25:44.5 +0000 UTC ignored, reason: 'entry too far behind, oldest "
+    "acceptable timestamp is: NEW',\nuser 'fake', total ignored: 1 out of 2 for stream: {}",
+)
+AT_NOON = (
+    b'{"event_type":"create","resource_id":"r0","event_ts":1723377600000,"event_data":{}}\n'
+    b'{"event_type":"create","resource_id":"r1","event_ts":1723377601000,"event_data":{}}\n'
+)
+
+
+def test_loki_says_in_several_ways_that_entries_are_too_old(directory: Path) -> None:
+    write_day(directory, "2024-08-11", AT_NOON)
+    entries = list(AuditReader(directory).read())
+    with connected("loki") as (server, channel):
+        for said, several, zone in product(
+            LOKI_TOO_OLD, ("", "2 errors: ", "12 errors like: "), ("Z", "+02:00")
+        ):
+            said = said.replace("OLD", f"2024-08-11T12:00:00{zone}")
+            said = said.replace("NEW", f"2024-09-11T12:00:00{zone}")
+            server.planned.append(Answer(400, f"{several}{said}\n".encode()))
+            server.requests.clear()
+            channel.progress.rejected = 0
+            channel.send(entries)
+            assert len(server.requests) == 1
+            assert channel.progress.rejected == 2
+
+
+def test_an_event_that_an_answer_repeats_does_not_speak_for_loki(directory: Path) -> None:
+    write_day(directory, "2024-08-11", AT_NOON)
+    entries = list(AuditReader(directory).read())
+    with connected("loki") as (server, channel):
+        for said, before in product(LOKI_TOO_OLD, ("cannot parse: ", '{"values":[["1","', "x\n", " ")):
+            repeated = before + said.replace("OLD", "2024-08-11T12:00:00Z").replace(
+                "NEW", "2024-08-11T12:00:01Z"
+            )
+            server.planned.append(Answer(400, repeated.encode()))
+            server.accepted.clear()
+            channel.send(entries)
+            assert server.ids == ["r0", "r1"]
+    assert channel.progress.rejected == 0
+
+
+def test_what_loki_is_said_to_find_too_old_is_passed_over_only_if_it_says_so_again(directory: Path) -> None:
+    write_day(directory, "2024-08-11", AT_NOON)
+    with connected("loki") as (server, channel):
+        said = LOKI_TOO_OLD[0].replace("OLD", "2024-08-11T12:00:00Z").replace("NEW", "2024-08-11T12:00:01Z")
+        server.planned.append(Answer(400, said.encode()))
+        channel.send(list(AuditReader(directory).read()))
+        assert server.ids == ["r0", "r1"]
+        assert len(server.requests) == 3
+    assert channel.progress.rejected == 0
 
 
 def test_a_clock_of_loki_that_is_ahead_loses_nothing(directory: Path) -> None:
@@ -429,6 +574,18 @@ def test_a_clock_of_loki_that_is_ahead_loses_nothing(directory: Path) -> None:
         with pytest.raises(DestinationError, match="too old"):
             channel.send(entries)
         assert channel.progress.rejected == 0
+
+
+def test_an_answer_that_repeats_what_was_sent_is_read_to_its_end(directory: Path) -> None:
+    entries = written(directory, 2, text="x" * 900_000)
+    with connected("elasticsearch") as (server, channel):
+        cause = {"type": "illegal_argument_exception", "reason": f"For input string: {'x' * 900_000}"}
+        error = {"type": "document_parsing_exception", "reason": "x" * 900_000, "caused_by": cause}
+        items = [{"create": {"status": 201}}, {"create": {"status": 400, "error": error}}]
+        server.planned.append(Answer(200, orjson.dumps({"errors": True, "items": items}), takes=True))
+        channel.send(entries)
+        assert len(server.requests) == 1
+    assert channel.progress.rejected == 1
 
 
 def test_documents_that_elasticsearch_has_no_time_for_are_sent_again(directory: Path) -> None:
@@ -740,8 +897,92 @@ def test_what_a_header_holds_is_never_shown(
             channel.send(entries)
     shown = f"{caught.value} {caught.value!r} {channel.destination!r} {caplog.text}"
     shown += "".join(str(record.args) for record in caplog.records if record.name == "auditlog")
-    assert "s3cret" not in "".join(text for text in shown.splitlines() if "httpcore" not in text)
+    assert "s3cret" not in shown
     assert "[redacted]" in str(caught.value)
+
+
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "as it is": str,
+    "other case": str.upper,
+    "JSON": lambda text: orjson.dumps(text).decode(),
+    "JSON of PHP": lambda text: orjson.dumps(text).decode().replace("/", "\\/"),
+    "JSON of Go": lambda text: orjson.dumps(text).decode().replace("&", "\\u0026").replace("<", "\\u003C"),
+    "JSON in JSON": lambda text: orjson.dumps(orjson.dumps(text).decode().replace("/", "\\/")).decode(),
+    "URL": lambda text: quote(text, safe=""),
+    "URL in lower case": lambda text: quote(text, safe="").lower(),
+    "form": quote_plus,
+    "words apart": lambda text: text.replace(" ", "  "),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_secret_is_not_shown_in_another_spelling(spelling: str, directory: Path) -> None:
+    entries = written(directory, 1)
+    key, token = 'Bearer abc/de"f&g<h\\i=', "q+uery/t0ken&more%25%2520m0re"
+    query = f"token={quote_plus(token)}&short=x&empty=%20%20%20%20%20%20%20"
+    with (
+        ApiServer("json_lines") as server,
+        way(server, endpoint=f"{server.url}?{query}", headers={"X-Key": key}) as channel,
+    ):
+        for secret in (key, key.split()[1], token, query):
+            said = f"no {SPELLINGS[spelling](secret)} here"
+            answers = [Answer(status, said.encode()) for status in (400, 401, 503)]
+            answers += [Answer(status, reason=said) for status in (302, 400, 401, 503)]
+            answers += [Answer(302, headers={"Location": f"/{said}"})]
+            for answer in answers:
+                server.planned.append(answer)
+                with pytest.raises(DestinationError) as caught:
+                    channel.send(entries)
+                reason = caught.value.reason
+                assert reason.count("[redacted]") == 1
+                assert not re.search("abc|uery|t0ken|m[o0]re", reason, re.IGNORECASE)
+
+
+def test_an_answer_that_looks_like_a_secret_all_over_is_searched_soon() -> None:
+    headers = {"A": "Bearer abcd" + "\\" * 9 + "efgh", "B": "\\" * 12 + "xy", "C": "a" * 40 + "b"}
+    endpoint = "https://siem/?a=" + "%25" * 20 + "&b=" + "%20" * 10 + "x"
+    shown = Secrecy(Destination(endpoint=endpoint, headers=headers)).shown
+    began = time.monotonic()
+    for part in ("\\", "%25", "%", "Bearer ", "%2525252525", "\\u005c", "a", "%5c", "+", "x"):
+        shown("Bearer abcd" + part * 30_000)
+    assert time.monotonic() - began < 20  # and not for ever
+
+
+def test_a_reason_phrase_is_shown_shortened(directory: Path) -> None:
+    with connected("json_lines") as (server, channel):
+        server.planned.append(Answer(503, b"later", reason="x" * 5000))
+        with pytest.raises(DestinationError, match=r"503 x{200}: later;") as caught:
+            channel.send(written(directory, 1))
+        assert len(caught.value.reason) < 250
+
+
+def test_requests_are_no_matter_of_the_log_of_the_application(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    entries = written(directory, 1)
+
+    def http_records() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if record.name.startswith("http")]
+
+    with ApiServer("json_lines") as server, way(server, endpoint=f"{server.url}?token=s3cret") as channel:
+        channel.send(entries)
+        server.planned.append(Answer(how="silence"))
+
+        def send() -> None:
+            with pytest.raises(DestinationError):
+                channel.send(entries)
+
+        waiting = threading.Thread(target=send)
+        waiting.start()
+        until(lambda: len(server.requests) == 2)
+        assert http_records() == []
+        httpx.get(server.url)  # by the application, meanwhile
+        assert {"httpx", "httpcore.http11"} <= {record.name for record in http_records()}
+        channel.abort()
+        waiting.join()
+    assert server.ids == ["r0"]
+    assert "s3cret" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -757,9 +998,8 @@ def test_what_a_header_holds_is_never_shown(
     ],
 )
 def test_headers_that_http_cannot_say_are_refused_without_showing_them(headers: dict[str, str]) -> None:
-    destination = Destination(endpoint="https://siem", headers=headers)
     with pytest.raises(InvalidSetting, match="headers") as caught:
-        HttpChannel(destination, Progress())
+        HttpChannel(Destination(endpoint="https://siem", headers=headers), Progress())
     assert "s3cret" not in f"{caught.value} {caught.value!r}"
 
 

@@ -6,6 +6,7 @@ import fcntl
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -222,7 +223,7 @@ class TestPrometheus:
         stored(directory, "loki")
         stored(
             directory,
-            hostile,
+            "siem",
             sent_through=at(f"{DAY}:0"),
             swept=[("start", f"{DAY}:0")],
             last_error="no",
@@ -230,7 +231,8 @@ class TestPrometheus:
             failing=True,
             **counts,
         )
-        text = prometheus(read_status(directory, clock=clock))
+        loki, siem = read_status(directory, clock=clock)
+        text = prometheus([loki, replace(siem, name=hostile)])
         families = list(text_string_to_metric_families(text))
         assert len({family.name for family in families}) == len(families) == text.count("# TYPE")
         found = {
@@ -249,6 +251,9 @@ class TestPrometheus:
             "last_error_timestamp_seconds": NOON_MS / 1000,
         }
         assert found["last_error_timestamp_seconds", "loki"] == 0
+
+    def test_what_perhaps_arrived_is_not_said_to_be_lost_for_certain(self) -> None:
+        assert "_lost_total Messages that did not arrive, or perhaps did not.\n" in prometheus([])
 
     def test_of_no_destination_there_are_no_samples(self) -> None:
         families = list(text_string_to_metric_families(prometheus([])))
