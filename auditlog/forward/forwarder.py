@@ -260,14 +260,13 @@ class Forwarder(forking.Forkable):
     def _store(self) -> None:
         """Store how far it is. Where that fails, more is sent again than needs be, and nothing is lost."""
         self._stored_at = time.monotonic()
-        self._source.sign()
-        content = self.progress.encode()
-        if content == self._stored:
-            return
         try:
-            self._place.write(self.progress)
+            self._source.sign()
+            content = self.progress.encode()
+            if content != self._stored:
+                self._place.write(self.progress)
             self._stored, self._store_error = content, ""
-        except AuditLogError as error:
+        except (AuditLogError, OSError) as error:
             if self._store_error != str(error):  # once
                 self._store_error = str(error)
                 text = "destination %s: how far it is cannot be stored: %s"

@@ -210,9 +210,8 @@ class UdpChannel(_SocketChannel):
         error = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error == errno.ECONNREFUSED:
             self._note_refusal()
-            raise ConnectionRefusedError(error, "nobody listens there")
         if error:
-            raise OSError(error, os.strerror(error))
+            raise OSError(error, os.strerror(error))  # a ConnectionRefusedError, where it is that
 
     def _note_refusal(self) -> None:
         self._progress.lost += 1

@@ -76,6 +76,8 @@ class Source:
             follower, place = self._find_place(twice)
             log.error("destination %s: %s; going on with %s", self._name, error, place)
             progress.position = progress.sent_through = follower.position
+            progress.begins_with = Position.START  # where that is so, with what is the oldest now
+            self._look_at_oldest()
             return follower
 
     def _find_place(self, twice: bool) -> tuple[Follower, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from .directory import Directory
 from .files import Files
 from .layout import FORWARD_DIRECTORY, STATE_DIRECTORY, Position, is_destination_name
 
-LOCK_SUFFIX, _NEW = ".lock", ".new"
+LOCK_SUFFIX = ".lock"
 _BYTES = 1 << 20  # far more than any of these files has
 _MOST_SWEPT = 20
 _LOOK_SECONDS = 0.01
@@ -164,8 +165,9 @@ class Place:
 
     def _clear(self, below: int) -> None:
         """Remove what others left that died while they wrote; there is nobody else who may write."""
+        is_left = re.compile(rf"{re.escape(self._name)}\.\d+\.new", re.ASCII)
         for name in self._files.names(below):
-            if name.startswith(f"{self._name}.") and name[len(self._name) + 1 :].removesuffix(_NEW).isdigit():
+            if is_left.fullmatch(name):
                 with suppress(FileNotFoundError):
                     self._files.remove(below, name)
 
