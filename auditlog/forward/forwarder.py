@@ -71,7 +71,7 @@ class Forwarder(forking.Forkable):
         self._thread: threading.Thread | None = None
         self._channel: Channel = channel_for(destination, self.progress)
         self._connections = 0
-        self._connected_at = 0.0
+        self._connected_at, self._sent_before = 0.0, 0
         self._attempts = 0  # in a row that failed
         self._stored_at = 0.0
         self._stored, self._store_error = b"", ""
@@ -184,7 +184,7 @@ class Forwarder(forking.Forkable):
         try:
             with self._source.follow(twice=channel.delivery != "at_most_once") as follower:
                 channel.open(self._source.entry_at(progress.taken))
-                self._connected_at = time.monotonic()
+                self._connected_at, self._sent_before = time.monotonic(), progress.sent
                 self._connections += 1
                 if self._connections > 1:
                     progress.reconnects += 1
@@ -221,8 +221,11 @@ class Forwarder(forking.Forkable):
                 handover.hand_over([], follower.position)
             self._source.check(follower.position)
             self._channel.check()
-        # Over UDP no answer is a good one; over HTTP nothing is known but by an answer.
-        if self._channel.delivery != ("at_most_once" if entries else "at_least_once"):
+        if self._channel.delivery == "at_most_once":  # no answer is a good one
+            works = not entries and self.progress.sent > self._sent_before
+        else:  # over HTTP nothing is known but by an answer
+            works = bool(entries) or self._channel.delivery == "sent_again"
+        if works:
             self._note_success()
         if not entries or time.monotonic() - self._stored_at >= _STORE_SECONDS:
             self._store()
